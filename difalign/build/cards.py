@@ -1,0 +1,172 @@
+"""Cards: what a model or a reward is called, which class speaks for it, where its weights are, how it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Generic, Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from difalign.build.definitions import definition_roots, find_definition, known_names
+from difalign.core.config import Count, DtypeName, NonNegative, OptionValue, RewardConfig, Section
+from difalign.core.config_errors import checked, did_you_mean
+from difalign.core.config_yaml import read_yaml
+from difalign.core.errors import ConfigError
+
+Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+
+PIPELINES = "pipelines"
+REWARDS = "reward_models"
+
+# Adapters of diffusers folders that come without a card, by the class that their model_index.json names.
+_ADAPTERS = {"StableDiffusion3Pipeline": "difalign.pipelines.sd3:SD3Pipeline"}
+
+
+class Card(Section):
+    """What every card says."""
+
+    name: str
+    summary: str
+    target: Target  # "package.module:Class"; the user's own modules work as well
+    licence: str
+    options: dict[str, OptionValue] = Field(default_factory=dict)  # keyword arguments of the target
+
+
+class PipelineCard(Card):
+    """A generative model; ``target.from_pretrained`` loads it."""
+
+    path: str | None = None  # a diffusers folder, relative to the card
+    hub_id: str | None = None  # or a repository of the model hub
+    revision: str | None = None  # of the hub repository
+    dtype: DtypeName = "float32"
+    height: Count | None = None  # pixels; null = what the network was trained at
+    width: Count | None = None
+    size_multiple: Count = 1  # height and width must be multiples of this
+    steps: Count = 28
+    guidance: NonNegative = 1.0
+    lora_targets: Annotated[tuple[str, ...], Field(strict=False)] = ()  # module suffixes; empty = the adapter's own
+    parameters: Count | None = None  # of the denoiser
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.hub_id is None):
+            raise ValueError("path, hub_id: give exactly one of them")
+        return self
+
+
+class RewardCard(Card):
+    """A reward; ``target(**options)`` makes it. ``options`` lists every option with its default."""
+
+    on_device: bool = False  # the target takes ``device`` as well
+    # A function of one prompt, cheap to import, that raises ValueError for a prompt the reward cannot score; what it
+    # returns may have a ``kind``, the category under which the prompt is reported.
+    prompt_reader: Target | None = None
+
+
+_C = TypeVar("_C", bound=Card)
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[_C]):
+    """A card and the file it was read from."""
+
+    card: _C
+    file: Path
+
+    def weights(self) -> str | Path | None:
+        """Where a pipeline's weights are: a local folder, or an id of the model hub; None for a reward."""
+        if not isinstance(self.card, PipelineCard):
+            return None
+        return self.file.parent / self.card.path if self.card.path is not None else self.card.hub_id
+
+
+def load_pipeline_card(name_or_path: str, roots: Sequence[Path] | None = None) -> Found[PipelineCard]:
+    """The card of a pipeline: by name, by the path of a card, or made up for a diffusers folder.
+
+    Raises:
+        ConfigError: if nothing of that name is known, the card is malformed, or the folder is of no known family.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir() and (folder / "model_index.json").is_file():
+        return next((found for found in list_pipelines(roots) if _is_of(found, folder)), None) or _card_of_folder(
+            folder
+        )
+    return _load(PipelineCard, PIPELINES, name_or_path, roots)
+
+
+def load_reward_card(name_or_path: str, roots: Sequence[Path] | None = None) -> Found[RewardCard]:
+    """The card of a reward, by name or by the path of a card.
+
+    Raises:
+        ConfigError: if nothing of that name is known or the card is malformed.
+    """
+    return _load(RewardCard, REWARDS, name_or_path, roots)
+
+
+def list_pipelines(roots: Sequence[Path] | None = None) -> tuple[Found[PipelineCard], ...]:
+    """Every pipeline card that can be found by name."""
+    return tuple(load_pipeline_card(name, roots) for name in known_names(PIPELINES, roots))
+
+
+def list_rewards(roots: Sequence[Path] | None = None) -> tuple[Found[RewardCard], ...]:
+    """Every reward card that can be found by name."""
+    return tuple(load_reward_card(name, roots) for name in known_names(REWARDS, roots))
+
+
+def reward_options(card: RewardCard, config: RewardConfig) -> dict[str, OptionValue]:
+    """The card's options with the configuration's laid over them.
+
+    Raises:
+        ConfigError: if an option is unknown to the card or of another type than its default.
+    """
+    for name, value in config.options.items():
+        if name not in card.options:
+            raise ConfigError(f"options.{name}: unknown option; {did_you_mean(name, sorted(card.options))}")
+        default = card.options[name]
+        if default is not None and not _same_type(value, default):
+            raise ConfigError(f"options.{name} = {value!r}: must be of the type of its default, {default!r}")
+    return {**card.options, **config.options}
+
+
+def _same_type(value: OptionValue, default: OptionValue) -> bool:
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
+def _load(model: type[_C], folder: str, name: str, roots: Sequence[Path] | None) -> Found[_C]:
+    roots = definition_roots() if roots is None else roots
+    file = find_definition(folder, name, roots)
+    content = read_yaml(file)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{file}: must hold `key: value` lines; required: name, summary, target, licence")
+    card = checked(model, content, source=str(file))
+    if any(file.parent == root / folder for root in roots) and card.name != file.stem.replace("_", "-"):
+        raise ConfigError(f"{file}: name = {card.name!r}: must be the file's own, {file.stem.replace('_', '-')!r}")
+    return Found(card, file)
+
+
+def _is_of(found: Found[PipelineCard], folder: Path) -> bool:
+    weights = found.weights()
+    return isinstance(weights, Path) and weights.resolve() == folder.resolve()
+
+
+def _card_of_folder(folder: Path) -> Found[PipelineCard]:
+    index = folder / "model_index.json"
+    try:
+        family = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{index}: is not the index of a diffusers pipeline; save it with save_pretrained") from None
+    if family not in _ADAPTERS:
+        raise ConfigError(
+            f"{folder}: holds a {family}, which has no adapter; known: {', '.join(_ADAPTERS)}; "
+            "or give the path of a card that names an adapter as its target"
+        )
+    summary = f"A {family} folder without a card"
+    card = PipelineCard(
+        name=folder.name, summary=summary, target=_ADAPTERS[family], licence="unknown", path=folder.name
+    )
+    return Found(card, folder.resolve().parent / f"{folder.name}.yaml")

@@ -1,0 +1,92 @@
+"""Objects from cards and configuration. torch is imported inside, so that a configuration is checked without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from difalign.build.cards import Found, PipelineCard, RewardCard, reward_options
+from difalign.build.targets import resolve_target
+from difalign.core.config import DtypeName, RewardConfig, RuleName
+from difalign.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from difalign.core.protocols import Process, RewardModel, TrainablePipeline
+    from difalign.reward_models.composite import WeightedReward
+
+
+def build_process(rule: RuleName) -> Process:
+    """The process whose steps inject noise by ``rule``."""
+    from difalign.process.flow import FlowProcess, RenoiseProcess
+    from difalign.process.rules import FLOW_RULES, STD_RULES
+
+    if rule in FLOW_RULES:
+        return FlowProcess(rule=FLOW_RULES[rule])
+    return RenoiseProcess(std_rule=STD_RULES[rule])
+
+
+def build_pipeline(
+    found: Found[PipelineCard],
+    *,
+    process: Process,
+    guidance: float,
+    device: str | torch.device,
+    height: int | None = None,
+    width: int | None = None,
+    detach_uncond: bool = False,
+    dtype: DtypeName | None = None,
+) -> TrainablePipeline:
+    """Load a pipeline by its card, frozen; height and width in pixels; they and dtype default to the card's.
+
+    Raises:
+        ConfigError: if the card's target cannot be imported or has no ``from_pretrained``.
+    """
+    import torch
+
+    card = found.card
+    load = getattr(resolve_target(card.target), "from_pretrained", None)
+    if load is None:
+        raise ConfigError(f"{found.file}: target = {card.target!r}: has no from_pretrained, so it is no adapter")
+    return load(
+        found.weights(),
+        process=process,
+        guidance_scale=guidance,
+        detach_uncond=detach_uncond,
+        height=height if height is not None else card.height,
+        width=width if width is not None else card.width,
+        dtype=getattr(torch, dtype if dtype is not None else card.dtype),
+        device=device,
+        revision=card.revision,
+        **card.options,
+    )
+
+
+def build_reward(
+    found: Mapping[str, Found[RewardCard]], configs: Mapping[str, RewardConfig], *, device: str | torch.device
+) -> WeightedReward:
+    """The weighted sum of the rewards in ``configs``, each made by its card's target.
+
+    Raises:
+        ConfigError: if a target cannot be imported or refuses its options.
+    """
+    from difalign.reward_models.composite import WeightedReward
+
+    return WeightedReward(
+        {name: (_build_one(found[name], config, device), config.weight) for name, config in configs.items()}
+    )
+
+
+def _build_one(found: Found[RewardCard], config: RewardConfig, device: str | torch.device) -> RewardModel:
+    card = found.card
+    target = resolve_target(card.target)
+    if not callable(target):
+        raise ConfigError(f"{found.file}: target = {card.target!r}: cannot be called, so it makes no reward")
+    options: dict[str, Any] = dict(reward_options(card, config))
+    if card.on_device:
+        options["device"] = device
+    try:
+        return cast("RewardModel", target(**options))
+    except ValueError as error:
+        raise ConfigError(f"reward {card.name!r}: {error}") from error

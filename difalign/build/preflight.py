@@ -1,0 +1,186 @@
+"""Everything that can be checked before a library for models is imported: cards, prompts, sizes, folders, processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from difalign.build.cards import Found, PipelineCard, RewardCard, load_pipeline_card, load_reward_card, reward_options
+from difalign.build.definitions import find_file
+from difalign.build.targets import resolve_target
+from difalign.core.config import RunConfig
+from difalign.core.errors import ConfigError, in_one_message
+from difalign.core.prompts import Prompt, read_prompts
+
+_RUN_FILES = ("config.yaml", "environment.json", "metrics.jsonl", "summary.json")  # any of them marks a run's folder
+_SHOWN_PROMPTS = 3
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A checked run: its configuration with the cards and prompts that it names."""
+
+    config: RunConfig
+    pipeline: Found[PipelineCard]
+    rewards: Mapping[str, Found[RewardCard]]
+    train_prompts: tuple[Prompt, ...]
+    heldout_prompts: tuple[Prompt, ...]
+
+
+def prepare(
+    config: RunConfig, *, processes: int = 1, check_output: bool = True, roots: Sequence[Path] | None = None
+) -> Inputs:
+    """Read what the configuration names and check that a run can start; nothing is written.
+
+    Args:
+        config: the run.
+        processes: how many processes will train together.
+        check_output: whether to refuse a folder that holds a run; only the first process can say, since it fills it.
+        roots: where the definition folders are; the checkout and the installed package by default.
+
+    Raises:
+        ConfigError: naming every problem, each with the key, the value and the remedy.
+    """
+    problems: list[str] = []
+    pipeline = _collect(problems, lambda: _pipeline(config, roots))
+    rewards = {name: _collect(problems, lambda name=name: _reward(config, name, roots)) for name in config.rewards}
+    known = {name: found for name, found in rewards.items() if found is not None}
+    train = _collect(problems, lambda: _prompts("prompts.train", config.prompts.train, known))
+    heldout = _collect(problems, lambda: _prompts("prompts.heldout", config.prompts.heldout, known))
+    checks = [*_geometry(config, processes)]
+    if train is not None:
+        checks += _enough_prompts(config, train)
+    if pipeline is not None:
+        checks += [*_size(config, pipeline), *_weights(pipeline)]
+    if check_output:
+        checks += _output_folder(config)
+    problems += checks
+    if problems or pipeline is None or train is None or heldout is None:
+        raise ConfigError(in_one_message(problems))
+    return Inputs(config, pipeline, known, train, heldout)
+
+
+def _collect(problems: list[str], read: Callable[[], _T]) -> _T | None:
+    try:
+        return read()
+    except ConfigError as error:
+        problems += str(error).splitlines()
+        return None
+
+
+def _pipeline(config: RunConfig, roots: Sequence[Path] | None) -> Found[PipelineCard]:
+    try:
+        return load_pipeline_card(config.pipeline, roots)
+    except ConfigError as error:
+        raise ConfigError(f"pipeline = {config.pipeline!r}: {error}") from None
+
+
+def _reward(config: RunConfig, name: str, roots: Sequence[Path] | None) -> Found[RewardCard]:
+    try:
+        entry = config.rewards[name]
+        found = load_reward_card(entry.card or name, roots)
+        reward_options(found.card, entry)
+    except ConfigError as error:
+        raise ConfigError(f"rewards.{name}: {error}") from None
+    return found
+
+
+def _prompts(key: str, name: str, rewards: Mapping[str, Found[RewardCard]]) -> tuple[Prompt, ...]:
+    file = find_file(name)
+    try:
+        prompts = read_prompts(file)
+    except ConfigError as error:
+        raise ConfigError(f"{key} = {name!r}: {error}") from None
+    for reward, found in rewards.items():
+        if found.card.prompt_reader is not None:
+            prompts = _understood(key, file, prompts, reward, found.card.prompt_reader)
+    return prompts
+
+
+def _understood(key: str, file: Path, prompts: tuple[Prompt, ...], reward: str, reader: str) -> tuple[Prompt, ...]:
+    """The prompts, categorised where they are not, once a reward has said that it can score them all."""
+    read = resolve_target(reader)
+    assert callable(read), reader
+    problems: list[str] = []
+    understood: list[Prompt] = []
+    for prompt in prompts:
+        try:
+            meaning = read(prompt.text)
+        except ValueError as error:
+            problems.append(f"{key} = {str(file)!r}: rewards.{reward} cannot score {prompt.text!r}: {error}")
+            continue
+        understood.append(prompt if prompt.kind else replace(prompt, kind=str(getattr(meaning, "kind", ""))))
+    if problems:
+        more = len(problems) - _SHOWN_PROMPTS
+        raise ConfigError("\n".join(problems[:_SHOWN_PROMPTS] + ([f"... and {more} more prompts"] if more > 0 else [])))
+    return tuple(understood)
+
+
+def _enough_prompts(config: RunConfig, train: Sequence[Prompt]) -> Iterator[str]:
+    needed, updates = config.prompts_per_rollout, config.training.updates_per_rollout
+    if len(train) >= needed:
+        return
+    fewer = len(train) // updates
+    remedy = f"use sampling.prompts_per_update={fewer}" if fewer else "use training.updates_per_rollout=1"
+    yield (
+        f"prompts.train = {config.prompts.train!r}: holds {len(train)} prompts, fewer than the {needed} of a rollout "
+        f"(sampling.prompts_per_update = {config.sampling.prompts_per_update} x training.updates_per_rollout = "
+        f"{updates}); add prompts, or {remedy}"
+    )
+
+
+def _geometry(config: RunConfig, processes: int) -> Iterator[str]:
+    prompts = config.sampling.prompts_per_update
+    if prompts < processes:
+        yield (
+            f"sampling.prompts_per_update = {prompts}: leaves some of {processes} processes without work, since a "
+            f"prompt's samples stay on one of them; use sampling.prompts_per_update={processes} or fewer processes"
+        )
+
+
+def _size(config: RunConfig, pipeline: Found[PipelineCard]) -> Iterator[str]:
+    unit = pipeline.card.size_multiple
+    for key in ("height", "width"):
+        side = getattr(config.sampling, key)
+        if side is not None and side % unit:
+            nearest = max(round(side / unit), 1) * unit
+            yield (
+                f"sampling.{key} = {side}: pipeline {pipeline.card.name!r} makes images whose sides are multiples of "
+                f"{unit} pixels; use sampling.{key}={nearest}"
+            )
+
+
+def _weights(pipeline: Found[PipelineCard]) -> Iterator[str]:
+    folder = pipeline.weights()
+    if isinstance(folder, Path) and not (folder / "model_index.json").is_file():
+        yield (
+            f"pipeline = {pipeline.card.name!r}: its weights are not at {folder}, where a diffusers folder with "
+            "model_index.json is expected; put them there or correct `path` in the card"
+        )
+
+
+def _output_folder(config: RunConfig) -> Iterator[str]:
+    folder = config.run_folder
+    key = f"output_dir = {str(folder)!r}"
+    try:
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
+        if not existing.is_dir():
+            yield f"{key}: {existing} is not a folder; use another output_dir"
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            yield f"{key}: {existing} is not writable; change its permissions or use another output_dir"
+        elif existing == folder and any(folder.iterdir()):
+            yield from _filled_folder(config, folder, key)
+    except OSError as error:
+        yield f"{key}: cannot be used ({error.strerror}); use another output_dir"
+
+
+def _filled_folder(config: RunConfig, folder: Path, key: str) -> Iterator[str]:
+    if not any((folder / name).is_file() for name in _RUN_FILES):
+        yield f"{key}: holds files that are not of a run, which are never overwritten; use another output_dir"
+    elif not config.overwrite:
+        free = next(name for n in range(2, 1_000_000) if not (name := folder.with_name(f"{folder.name}-{n}")).exists())
+        yield f"{key}: already holds a run; use output_dir={free}, or overwrite=true to replace it"

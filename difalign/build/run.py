@@ -1,0 +1,101 @@
+"""A checked configuration becomes a run: the objects are built on the trainer's device and handed to it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from difalign.build.factory import build_pipeline, build_process, build_reward
+from difalign.build.plans import build_plans
+from difalign.build.preflight import Inputs
+from difalign.core.config import RunConfig
+from difalign.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol
+
+    from difalign.core.protocols import TrainablePipeline
+    from difalign.core.types import Plan
+    from difalign.train.run import Task
+    from difalign.train.runtime import Runtime
+
+    class _Adaptable(Protocol):
+        """What an adapter offers to make its weights trainable."""
+
+        def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] = ..., seed: int) -> None: ...
+
+        def train_all(self, *, keep_reference: bool = True) -> None: ...
+
+
+def run_flow_grpo(inputs: Inputs) -> dict[str, Any]:
+    """Train as ``inputs`` say, leave the run's folder, and return its summary; see ``difalign.train.run``.
+
+    Raises:
+        ConfigError: if a card's target cannot be imported or refuses its options.
+        RuntimeError, FloatingPointError: if a guard of the trainer stops the run.
+    """
+    from difalign.train.run import run_training
+
+    return run_training(inputs.config, partial(build_task, inputs))
+
+
+def build_task(inputs: Inputs, runtime: Runtime) -> Task:
+    """Everything a run works on, on the device of ``runtime``."""
+    from difalign.train.run import Task
+
+    config = inputs.config
+    return Task(
+        pipeline=build_trainable(inputs, runtime),
+        reward=build_reward(inputs.rewards, config.rewards, device=runtime.device),
+        prompts=inputs.train_prompts,
+        heldout=inputs.heldout_prompts,
+        plans=partial(_plans_of, config),
+    )
+
+
+def build_trainable(inputs: Inputs, runtime: Runtime) -> TrainablePipeline:
+    """The pipeline as it is trained: guided as in sampling, with adapters or with all weights free.
+
+    Full fine-tuning holds the weights in float32 whatever the card says: small updates of a half-precision weight
+    round to nothing.
+
+    Raises:
+        ConfigError: if gradient checkpointing is asked of a network that has none.
+    """
+    sampling, training = inputs.config.sampling, inputs.config.training
+    pipeline = build_pipeline(
+        inputs.pipeline,
+        process=build_process(sampling.rule),
+        guidance=sampling.guidance,
+        device=runtime.device,
+        height=sampling.height,
+        width=sampling.width,
+        detach_uncond=training.detach_uncond,
+        dtype="float32" if training.trainable == "full" else None,
+    )
+    _free_weights(cast("_Adaptable", pipeline), inputs)
+    if training.gradient_checkpointing:
+        enable = getattr(pipeline.network, "enable_gradient_checkpointing", None)
+        if enable is None:
+            raise ConfigError(
+                f"training.gradient_checkpointing = true: {type(pipeline.network).__name__} has none; set it to false"
+            )
+        enable()
+    return pipeline
+
+
+def _free_weights(pipeline: _Adaptable, inputs: Inputs) -> None:
+    config = inputs.config
+    lora = config.training.lora
+    targets = lora.targets or inputs.pipeline.card.lora_targets
+    if config.training.trainable == "full":
+        pipeline.train_all(keep_reference=config.objective.kl.kind != "none")
+    elif targets:
+        pipeline.attach_lora(rank=lora.rank, alpha=lora.alpha, targets=targets, seed=config.seed)
+    else:
+        pipeline.attach_lora(rank=lora.rank, alpha=lora.alpha, seed=config.seed)
+
+
+def _plans_of(config: RunConfig, rollout: int) -> tuple[Plan, ...]:
+    return build_plans(config, rollout=rollout)

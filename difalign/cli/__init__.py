@@ -1,0 +1,1 @@
+"""Thin commands: parse, check, call ``difalign.build``."""

@@ -1,0 +1,23 @@
+"""The ``difalign`` command. Nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import typer
+
+from difalign.cli import cards, config
+from difalign.cli.train import SETTINGS_CONTEXT, train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Align image and video diffusion models with rewards.",
+)
+app.command(context_settings=SETTINGS_CONTEXT)(train)
+app.add_typer(config.app, name="config")
+app.add_typer(cards.pipelines_app, name="pipelines")
+app.add_typer(cards.rewards_app, name="rewards")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,62 @@
+"""What every command that takes a configuration shares: reading it, checking it, and failing in one clear message."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import typer
+
+from difalign.build.definitions import find_definition
+from difalign.build.preflight import Inputs, prepare
+from difalign.core.config import RunConfig
+from difalign.core.errors import ConfigError
+from difalign.core.overrides import load_config
+
+CONFIGS = "configs"
+DEFAULT_CONFIG = "demo"  # what no arguments mean
+BAD_INPUT = 2  # exit code, as of every Unix tool that is called wrongly
+
+
+@contextmanager
+def clear_failure() -> Iterator[None]:
+    """Turn a ConfigError into its message on stderr, from the first process only, and exit code 2 on all."""
+    try:
+        yield
+    except ConfigError as error:
+        if is_first_process():
+            typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+
+
+def read_config(config: str | None, settings: Sequence[str]) -> RunConfig:
+    """The configuration of a file or of a shipped name, with ``key.sub=value`` settings applied.
+
+    Raises:
+        ConfigError: naming every problem found.
+    """
+    try:
+        file = find_definition(CONFIGS, config if config is not None else DEFAULT_CONFIG)
+    except ConfigError as error:
+        raise ConfigError(f"--config {error}") from None
+    return load_config(file, settings)
+
+
+def check_run(config: RunConfig) -> Inputs:
+    """Everything that can be checked before a model is loaded, for as many processes as were launched.
+
+    Raises:
+        ConfigError: naming every problem found.
+    """
+    return prepare(config, processes=_from_environment("WORLD_SIZE", 1), check_output=is_first_process())
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks, of those that a launcher has started together."""
+    return _from_environment("RANK", 0) == 0
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else default

@@ -1,0 +1,268 @@
+"""The configuration of a run: every option, its default, its range, and where the default comes from.
+
+Values are checked strictly (no text for a number, no 1 for true), unknown keys are refused, and a configuration never
+changes once made. ``difalign.core.overrides`` builds one from YAML and ``key.sub=value``.
+
+Sources: FG = Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) and its released configuration for SD3.5-Medium;
+TF = TempFlow-GRPO (arXiv 2508.04324); MG = MixGRPO (arXiv 2507.21802); BG = BranchGRPO (arXiv 2509.06040);
+own = chosen here, for the shipped tiny model or for the user's safety.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from difalign.core.cross_checks import contradictions
+
+RuleName = Literal["flow_grpo", "dance", "wan", "cps", "ddim_eta"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+WeightName = Literal["uniform", "noise_aware", "inverse_step_size"]
+KLName = Literal["none", "flow_grpo", "gaussian", "velocity", "x0"]
+WindowStrategy = Literal["fixed", "random", "progressive", "decay", "exp_decay"]
+OptionValue = str | int | float | bool | None
+
+Count = Annotated[int, Field(ge=1)]
+StepIndex = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+FileName = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class PlainPlan(Section):
+    """Every step is stochastic (Flow-GRPO)."""
+
+    kind: Literal["plain"] = "plain"
+    last_step_noise: bool = True  # FG released sampler: noise is also added at the last step
+
+
+class WindowPlan(Section):
+    """Stochastic inside a window of steps, ODE outside (Flow-GRPO-Fast, MixGRPO)."""
+
+    kind: Literal["window"]
+    size: Count = 3  # FG fast recipes: 3 steps
+    low: StepIndex = 0  # FG fast recipes: window anywhere in [0, 5)
+    high: Count = 5  # FG fast recipes
+    strategy: WindowStrategy = "random"  # FG fast: random; MG: progressive
+    shift_every: Count = 25  # MG: rollouts between two moves of a moving window
+    shift_by: Count = 1  # MG: overlapping windows, one step a move
+
+
+class BranchPlan(Section):
+    """An ODE trunk; at each chosen step one stochastic step with children, then ODE tails (TempFlow-GRPO)."""
+
+    kind: Literal["branch"]
+    mode: Literal["all", "early_k", "sampled_k"] = "all"  # TF released code: every step but the last
+    k: Count = 3  # own: early_k 3 costs 147 forwards a seed where all costs 279 (10 steps, 6 children)
+    children: Count = 6  # TF released code: 4 seeds x 6 explorations
+
+
+class SplitPlan(Section):
+    """A shared stochastic prefix that splits once, at step ``at``, into stochastic tails (B2-DiffuRL)."""
+
+    kind: Literal["split"]
+    at: StepIndex
+    children: Annotated[int, Field(ge=2)] = 4  # own
+    train_prefix: bool = False  # B2-DiffuRL (arXiv 2503.11240): only the suffix is trained
+    last_step_noise: bool = False  # own: the last step of most rules has next to no density
+
+
+class CascadePlan(Section):
+    """A tree: every row forks again at each step of ``at``, stochastic throughout (BranchGRPO)."""
+
+    kind: Literal["cascade"]
+    at: Annotated[tuple[StepIndex, ...], Field(strict=False, min_length=1)] = (0, 3, 6, 9)  # BG, 20 steps
+    children: Annotated[int, Field(ge=2)] = 2  # BG: 16 leaves from four forks
+    last_step_noise: bool = True  # BG: noise at every step
+
+
+AnyPlan = PlainPlan | WindowPlan | BranchPlan | SplitPlan | CascadePlan
+PlanConfig = Annotated[AnyPlan, Field(discriminator="kind")]
+
+
+class SamplingConfig(Section):
+    """How the images that are trained on come about."""
+
+    steps: Count = 10  # FG: 10 steps in training
+    guidance: NonNegative = 1.0  # FG no-CFG recipes; 1 = no guidance, the policy absorbs it
+    height: Count | None = None  # pixels; null = the card's
+    width: Count | None = None  # pixels; null = the card's
+    rule: RuleName = "flow_grpo"  # FG: g(sigma) = a * sqrt(sigma / (1 - sigma))
+    noise_level: Positive = 0.7  # FG: a = 0.7
+    plan: PlanConfig = PlainPlan()  # FG
+    prompts_per_update: Count = 24  # FG: 48 prompts a rollout in two updates
+    samples_per_prompt: Count = 24  # FG: 24 start noises a prompt; a plan's children multiply it
+    same_latent: bool = False  # FG ablation: different start noise within a group is better; plain and window plans
+    micro_batch: Count = 24  # rows a forward; memory only, results do not depend on it
+    storage_dtype: DtypeName = "float32"  # own: exact first ratio; FG stores fp16
+
+
+class AdvantageConfig(Section):
+    """How rewards become advantages."""
+
+    std: Literal["group", "global", "none"] = "group"  # TF ablation: per-prompt std beats FG's global one
+    ddof: Annotated[int, Field(ge=0, le=1)] = 0  # FG: np.std
+    eps: NonNegative = 1e-4  # FG
+    clip: Positive = 5.0  # FG: adv_clip_max
+    group_by: Literal["prompt", "seed"] = "prompt"  # FG; TF compares children of one seed
+
+
+class KLConfig(Section):
+    """The pull towards the untrained policy."""
+
+    kind: KLName = "none"  # FG FAQ: start without
+    beta: NonNegative = 0.0  # FG GenEval and OCR: 0.04 with kind flow_grpo; 0 = only logged
+
+
+class ObjectiveConfig(Section):
+    """What is optimised."""
+
+    advantage: AdvantageConfig = AdvantageConfig()
+    clip_range: Positive = 1e-4  # FG; 1e-5 in its window recipes (log-prob is a mean over latent elements)
+    kl: KLConfig = KLConfig()
+    weight: WeightName = "uniform"  # FG; TF: noise_aware; GRPO-Guard (arXiv 2510.22319): inverse_step_size
+    timestep_fraction: Fraction = 0.99  # FG: drops the last step
+    filter_zero_variance: bool = True  # FG: groups whose rewards are all equal teach nothing
+
+
+class LoraConfig(Section):
+    """Low-rank adapters."""
+
+    rank: Count = 32  # FG
+    alpha: Count = 64  # FG
+    targets: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None  # null = the card's
+
+
+class EMAConfig(Section):
+    """A moving average of the trained weights, used for evaluation and for the weights that are saved."""
+
+    enabled: bool = True  # FG
+    max_decay: Decay = 0.9  # FG: min((1 + s) / (10 + s), 0.9)
+    every: Count = 8  # FG: updates between two averages
+
+
+class TrainingConfig(Section):
+    """The optimiser, its geometry and its limits."""
+
+    trainable: Literal["lora", "full"] = "lora"  # FG
+    lora: LoraConfig = LoraConfig()
+    learning_rate: Positive = 3e-4  # FG
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)  # FG
+    weight_decay: NonNegative = 1e-4  # FG
+    eps: Positive = 1e-8  # FG
+    max_grad_norm: Positive = 1.0  # FG
+    rollouts: Count = 100  # own: sampling phases; FG runs until stopped
+    updates_per_rollout: Count = 2  # FG: the first is on-policy, the second is not
+    inner_epochs: Count = 1  # FG
+    micro_batch: Count = 24  # rows a forward and backward; memory only
+    detach_uncond: bool = True  # FG released train_sd3; TF lets gradient through
+    ema: EMAConfig = EMAConfig()
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # own; FG: fp16 for SD3.5
+    gradient_checkpointing: bool = False  # FG: off for SD3.5
+    max_seconds: Positive | None = None  # stop after the rollout in which this has passed; null = no limit
+
+
+class EvaluationConfig(Section):
+    """Held-out prompts before, during and after: ODE, fixed seeds per prompt."""
+
+    steps: Count = 40  # FG: 40 steps in evaluation
+    guidance: NonNegative = 1.0  # same as in training, as FG does
+    seeds_per_prompt: Count = 1  # FG
+    every: Annotated[int, Field(ge=0)] = 0  # rollouts; 0 = only before and after
+    limit: Count | None = None  # held-out prompts used; null = all
+    micro_batch: Count = 24
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 2000  # own: for the 95 % interval of the gain
+
+
+class RewardConfig(Section):
+    """One term of the reward."""
+
+    card: FileName | None = None  # a card's name or path; null = the name of this entry
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0  # rewards are summed with these weights
+    options: dict[str, OptionValue] = Field(default_factory=dict)  # arguments of the card's target
+
+
+class PromptsConfig(Section):
+    """Prompt files: one prompt a line with ``#`` comments, or .jsonl with {"prompt": ...}."""
+
+    train: FileName = "samples/prompts/tiny_train.jsonl"
+    heldout: FileName = "samples/prompts/tiny_heldout.jsonl"
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\\\s]+$")] = "run"  # no spaces or slashes: names a folder
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    output_dir: FileName | None = None  # null = runs/NAME
+    overwrite: bool = False  # own: an existing run is never replaced unasked
+    pipeline: FileName = "tiny-sd3"  # a card's name, or the path of a card or of a diffusers folder
+    rewards: Annotated[dict[str, RewardConfig], Field(min_length=1)] = Field(
+        default_factory=lambda: {"verifier": RewardConfig()}
+    )
+    prompts: PromptsConfig = PromptsConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything the run leaves behind goes."""
+        return Path(self.output_dir) if self.output_dir is not None else Path("runs") / self.name
+
+    @property
+    def trainable_steps(self) -> int:
+        """The first steps of the chain that may be trained on: floor(steps * timestep_fraction)."""
+        # The small number repairs products such as 100 * 0.29 = 28.999999999999996.
+        return math.floor(self.sampling.steps * self.objective.timestep_fraction + 1e-9)
+
+    @property
+    def branch_steps(self) -> int:
+        """How many steps a branch plan may fork at: those that may be trained on, but never the last."""
+        return min(self.trainable_steps, self.sampling.steps - 1)
+
+    @property
+    def roots_per_prompt(self) -> int:
+        """Start noises a prompt gets in one rollout; with same_latent one, whose walk forks at once."""
+        return 1 if self.sampling.same_latent else self.sampling.samples_per_prompt
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        """Prompts sampled in one rollout, over all processes."""
+        return self.sampling.prompts_per_update * self.training.updates_per_rollout
+
+    @property
+    def group_size(self) -> int:
+        """How many samples are compared with one another."""
+        leaves = leaves_per_seed(self.sampling.plan)
+        return leaves if self.objective.advantage.group_by == "seed" else leaves * self.sampling.samples_per_prompt
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        found = contradictions(self)
+        if found:
+            raise ValueError("\n".join(found))
+        return self
+
+
+def leaves_per_seed(plan: AnyPlan) -> int:
+    """Samples that are compared with one another and grow from one start noise."""
+    match plan:
+        case BranchPlan() | SplitPlan():
+            return plan.children
+        case CascadePlan():
+            return plan.children ** len(plan.at)
+        case _:
+            return 1

@@ -1,0 +1,128 @@
+"""What an adapter, a process and a reward must offer; everything above speaks only to these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from difalign.core.types import GaussianStep, NoiseGrid, RewardOutput
+
+Modality = Literal["image", "video"]
+
+
+@runtime_checkable
+class Condition(Protocol):
+    """Encoded prompts, one row each; rows are gathered, never copied ahead of need."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows ``index`` ([N] int64), in that order, repeats allowed."""
+        ...
+
+
+@runtime_checkable
+class Pipeline(Protocol):
+    """A model family behind one face: a text-conditioned denoiser and its latent space."""
+
+    @property
+    def modality(self) -> Modality: ...
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser, as trained."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def process(self) -> Process:
+        """How a state of this family moves one level; carries the noise rule."""
+        ...
+
+    def grid(self, num_steps: int) -> NoiseGrid: ...
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Encode prompts, one row a prompt; repeated prompts are encoded once."""
+        ...
+
+    def initial_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """One latent a generator, [N, *latent] float32."""
+        ...
+
+    def predict(self, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
+        """The network's output after guidance, [N, *latent] float32; model_time is [N]."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels in [0, 1], [N, C, H, W] or [N, F, C, H, W]; differentiable."""
+        ...
+
+
+class Process(Protocol):
+    """How a state moves one level. ``step`` is an int or a [N] int64 tensor, one per row."""
+
+    def transition(
+        self,
+        x: Tensor,
+        prediction: Tensor,
+        grid: NoiseGrid,
+        step: int | Tensor,
+        noise_level: float | Tensor,
+    ) -> GaussianStep:
+        """The distribution of level step + 1 given level step; noise_level is a float or [N]."""
+        ...
+
+    def clean_estimate(self, x: Tensor, prediction: Tensor, grid: NoiseGrid, step: int | Tensor) -> Tensor:
+        """The network's estimate of x0, [N, *latent] float32."""
+        ...
+
+    def noised(self, clean: Tensor, noise: Tensor, grid: NoiseGrid, step: int | Tensor) -> Tensor:
+        """x at level ``step`` made from x0 and noise, [N, *latent]."""
+        ...
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """Scores media against prompts; higher is better."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def differentiable(self) -> bool: ...
+
+    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+        """Score pixels in [0, 1]; sigma names the noise of an intermediate estimate, None a finished one."""
+        ...
+
+
+@runtime_checkable
+class TrainablePipeline(Pipeline, Protocol):
+    """A pipeline whose denoiser can be trained, by adapters or as a whole."""
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that take gradient, in a fixed order."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, the pipeline predicts as it did before training."""
+        ...
+
+    def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> Self:
+        """The same weights under another guidance."""
+        ...
+
+    def save_lora(self, folder: str | Path) -> Path:
+        """Write the adapters as diffusers reads them."""
+        ...
+
+    def save_network(self, folder: str | Path) -> None:
+        """Write the whole denoiser as diffusers reads it."""
+        ...

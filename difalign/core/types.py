@@ -1,0 +1,85 @@
+"""The values that travel between the parts: grids, steps, plans, trajectories, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseGrid:
+    """A denoising chain of T steps; index 0 is the noisiest level and index T the cleanest.
+
+    ``x_i = alpha[i] * x0 + sigma[i] * noise`` at level i. The network is called with
+    ``model_time[i]`` to make the step from level i to level i + 1.
+    """
+
+    alpha: Tensor  # [T+1] float32
+    sigma: Tensor  # [T+1] float32, falling
+    model_time: Tensor  # [T]
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of steps."""
+        return self.model_time.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianStep:
+    """The distribution of the next latent; ``std == 0`` means the step is deterministic."""
+
+    mean: Tensor  # [N, *latent] float32
+    std: Tensor  # [N, 1, ...] float32, broadcasts against mean
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What a walk does at one step: how much noise, how many children, and whether it is trained on."""
+
+    noise_level: float = 0.0  # in the unit of the process's noise rule; 0 = deterministic (ODE)
+    fan_out: int = 1  # children per row
+    record: bool = False  # keep (x, x_next, log_prob) for the objective
+
+
+Plan = tuple[StepPlan, ...]  # one entry per step of the grid, index 0 first
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectories:
+    """What a rollout leaves behind: the recorded edges of its trees, and the leaves.
+
+    An *edge* is one recorded step of one row; a *leaf* is a final sample. ``descent`` joins them:
+    column j says that leaf ``descent[1, j]`` descends from edge ``descent[0, j]``.
+    """
+
+    x: Tensor  # [M, *latent] where each edge starts, storage dtype
+    x_next: Tensor  # [M, *latent] where it ends, storage dtype
+    log_prob: Tensor  # [M] float32, under the policy that sampled
+    step: Tensor  # [M] int64, index into the grid
+    noise_level: Tensor  # [M] float32, of the edge's StepPlan
+    root: Tensor  # [M] int64, the initial latent the edge descends from
+    descent: Tensor  # [2, E] int64
+    final: Tensor  # [L, *latent]
+    final_root: Tensor  # [L] int64
+    final_plan: Tensor  # [L] int64, index into the plans that were run
+    forwards: int  # rows the network was evaluated on
+
+
+@dataclass(frozen=True, slots=True)
+class RewardOutput:
+    """Scores of a batch of media; higher is better."""
+
+    scores: Tensor  # [N] float32
+    components: Mapping[str, Tensor] = field(default_factory=dict)  # name -> [N] float32, logged raw
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Trajectories with the reward of every leaf and the group every edge is compared in."""
+
+    trajectories: Trajectories
+    rewards: Mapping[str, Tensor]  # name -> [L] float32; "total" is what the objective uses
+    edge_reward: Tensor  # [M] float32, mean of "total" over the edge's leaves
+    group: Tensor  # [M] int64

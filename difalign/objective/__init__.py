@@ -1,0 +1,1 @@
+"""What is optimised: advantages, step weights, the clipped surrogate, divergences. Pure functions."""

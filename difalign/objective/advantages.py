@@ -1,0 +1,165 @@
+"""Group-relative advantages: who did better than the others that were given the same task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+StdMode = Literal["group", "global", "none"]
+
+ZERO_STD = 1e-6  # a spread below this is rounding, not preference
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """Advantages of every row, and the statistics (on the CPU) of the groups they come from."""
+
+    advantage: Tensor  # [M] float32, on the device of the rewards
+    group: Tensor  # [G] int64, the group ids in rising order
+    size: Tensor  # [G] int64
+    mean: Tensor  # [G] float64
+    std: Tensor  # [G] float64, 0 for a single row
+    zero_variance: Tensor  # [G] bool: no spread or a single row, hence advantage exactly 0
+
+    @property
+    def zero_variance_fraction(self) -> float:
+        """The share of groups that carry no signal."""
+        return float(self.zero_variance.double().mean())
+
+
+def group_advantages(
+    rewards: Tensor,
+    group: Tensor,
+    *,
+    std: StdMode = "group",
+    ddof: int = 0,
+    eps: float = 1e-4,
+    global_std: float | None = None,
+    clip: float | None = None,
+) -> Advantages:
+    """(reward - group mean) / (std + eps), in float64 from float32 rewards.
+
+    Rewards are rounded to float32 and then calculated with in float64: the mean of equal rewards is then
+    exact for any group size, and groups without spread get exactly 0 instead of amplified rounding.
+
+    Args:
+        rewards: [M].
+        group: [M] int64, equal for rows that are compared with one another.
+        std: "group" divides by each group's own std, "global" by one std for all rows (Flow-GRPO's
+            ``global_std``), "none" does not divide (Dr. GRPO, arXiv 2503.20783).
+        ddof: 0 (Flow-GRPO) or 1 (DanceGRPO).
+        eps: added to the std; 1e-4 (Flow-GRPO), 1e-8 (DanceGRPO); unused with "none".
+        global_std: the std over all processes, from ``reward_std`` of the gathered rewards; default: of these rows.
+        clip: limit the advantage to +-clip; 5 in Flow-GRPO.
+
+    Raises:
+        ValueError: if shapes differ, there are no rows, a reward is not finite, or an option is out of range.
+    """
+    _check(rewards, group, std=std, global_std=global_std, clip=clip)
+    values = _exact(rewards)
+    ids, inverse, size = torch.unique(group.cpu(), return_inverse=True, return_counts=True)
+    mean = _group_sum(values, inverse, ids.numel()) / size
+    centred = values - mean[inverse]
+    freedom = (size - ddof).clamp_min(1)  # a single row has no spread whatever ddof says
+    group_std = (_group_sum(centred.square(), inverse, ids.numel()) / freedom).sqrt()
+    zero_variance = (group_std < ZERO_STD) | (size == 1)
+    overall = reward_std(rewards, ddof=ddof) if global_std is None else global_std
+    divisor = _DIVISORS[std](_Spread(group_std=group_std, overall=overall, eps=eps))
+    advantage = torch.where(zero_variance[inverse], 0.0, centred / divisor[inverse])
+    if clip is not None:
+        advantage = advantage.clamp(-clip, clip)
+    return Advantages(
+        advantage=advantage.float().to(rewards.device),
+        group=ids,
+        size=size,
+        mean=mean,
+        std=group_std,
+        zero_variance=zero_variance,
+    )
+
+
+def reward_std(rewards: Tensor, *, ddof: int = 0) -> float:
+    """The std of all rewards, [M] of every process gathered; 0.0 for a single one.
+
+    Calculated in float64 from float32, like the groups' own.
+    """
+    values = _exact(rewards)
+    freedom = max(values.numel() - ddof, 1)
+    return float(((values - values.mean()).square().sum() / freedom).sqrt())
+
+
+def informative_rows(advantage: Tensor) -> Tensor:
+    """The rows whose advantage is not 0, [K] int64 in rising order: the rest give no policy gradient."""
+    return advantage.nonzero().flatten()
+
+
+def kept_count(informative: Sequence[int], *, multiple: int = 1) -> int:
+    """How many rows every process keeps: the largest count of any, rounded up to a multiple.
+
+    Equal counts keep the number of backward passes equal, without which gradient all-reduce deadlocks, and
+    let every surviving row weigh the same. 0 if no process has an informative row.
+    """
+    return -(-max(informative) // multiple) * multiple
+
+
+def fill_rows(advantage: Tensor, *, count: int, generator: torch.Generator) -> Tensor:
+    """All informative rows and randomly chosen others, ``count`` in all, [count] int64 in rising order.
+
+    Raises:
+        ValueError: if count is smaller than the number of informative rows or larger than that of all rows.
+    """
+    kept = informative_rows(advantage)
+    missing = count - kept.numel()
+    if missing < 0 or count > advantage.numel():
+        raise ValueError(
+            f"count must lie between {kept.numel()} informative and {advantage.numel()} available rows, got {count}; "
+            "make the rows of a process a multiple of its micro-batches"
+        )
+    dropped = (advantage == 0).nonzero().flatten()
+    chosen = dropped[torch.randperm(dropped.numel(), generator=generator)[:missing].to(dropped.device)]
+    return torch.cat([kept, chosen]).sort().values
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """What the centred rewards may be divided by."""
+
+    group_std: Tensor  # [G]
+    overall: float  # the std of all rewards
+    eps: float
+
+
+_DIVISORS: Mapping[StdMode, Callable[[_Spread], Tensor]] = {
+    "group": lambda spread: spread.group_std + spread.eps,
+    "global": lambda spread: torch.full_like(spread.group_std, spread.overall + spread.eps),
+    "none": lambda spread: torch.ones_like(spread.group_std),
+}
+
+
+def _exact(rewards: Tensor) -> Tensor:
+    """Float32 values in float64, on the CPU: scalars are few, and not every accelerator has float64."""
+    return rewards.detach().cpu().float().double()
+
+
+def _group_sum(values: Tensor, inverse: Tensor, groups: int) -> Tensor:
+    return values.new_zeros(groups).index_add_(0, inverse, values)
+
+
+def _check(rewards: Tensor, group: Tensor, *, std: str, global_std: float | None, clip: float | None) -> None:
+    if rewards.dim() != 1 or rewards.shape != group.shape or rewards.numel() == 0:
+        raise ValueError(
+            f"rewards and group must be equal non-empty vectors, got {tuple(rewards.shape)}, {tuple(group.shape)}"
+        )
+    if not bool(rewards.isfinite().all()):
+        bad = (~rewards.isfinite()).nonzero().flatten().tolist()
+        raise ValueError(f"rewards must be finite; rows {bad[:8]} are not: a reward model returned NaN or infinity")
+    if std not in _DIVISORS:
+        raise ValueError(f"std must be one of {sorted(_DIVISORS)}, got {std!r}")
+    if global_std is not None and std != "global":
+        raise ValueError(f'global_std is used only with std="global", got std={std!r}')
+    if clip is not None and clip <= 0:
+        raise ValueError(f"clip must be positive or None, got {clip}")

@@ -1,0 +1,387 @@
+"""Stable Diffusion 3 and 3.5: a rectified-flow MMDiT, CLIP and T5 text encoders, a 2D autoencoder.
+
+Esser et al., arXiv 2403.03206. Every seam is float32 (latents, predictions, pixels) whatever dtype the network has.
+
+Which equalities hold to the last bit in float32: a noise-free walk from ``initial_latents`` through ``predict``
+equals ``StableDiffusion3Pipeline.__call__`` on the same batch, for one prompt with ``num_images_per_prompt`` seeds,
+and for a list of prompts if that call is given the same embeddings. Rows of a batch are *not* promised the same bits at
+another batch size: matrix kernels choose their blocking by shape, and results then differ in the last place (about
+1e-7 relative). ``encode`` avoids the question by encoding each text alone; diffusers encodes a list of prompts as
+one batch, so that its embeddings, and they only, may differ from these in the last place.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor, nn
+
+from difalign.core.protocols import Condition, Modality, Process
+from difalign.core.types import NoiseGrid
+from difalign.pipelines import lora
+from difalign.pipelines.guidance import classifier_free
+from difalign.pipelines.prompt_cache import Embedding, PromptCache
+from difalign.pipelines.sd3_condition import SD3Condition
+from difalign.pipelines.sd3_grid import sd3_grid
+from difalign.pipelines.tuning import Tuning
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+
+LORA_TARGETS = (  # Flow-GRPO (arXiv 2505.05470), released SD3 trainer: every projection of the joint attention
+    "attn.add_k_proj",
+    "attn.add_q_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "attn.to_k",
+    "attn.to_out.0",
+    "attn.to_q",
+    "attn.to_v",
+)
+_COMPONENT = "transformer"  # the network's name in the diffusers pipeline and in LoRA files
+_OPTIONAL = ("text_encoder_3", "tokenizer_3")
+_NEGATIVE_PROMPT = ""  # what diffusers takes when none is given
+_LONGEST_SEQUENCE = 512  # diffusers refuses more
+
+
+@final
+class SD3Pipeline:
+    """SD3 behind ``core.protocols.Pipeline``; everything but the network stays frozen.
+
+    Args:
+        diffusers_pipeline: a loaded StableDiffusion3Pipeline; it is used in place and its autoencoder made float32.
+        process: how a state moves one level.
+        guidance_scale: w in u + w (c - u); at or below 1 only the conditional branch is run, as in diffusers.
+        detach_uncond: let no gradient through the unconditional branch.
+        max_sequence_length: T5 tokens per prompt. A pipeline *without* a T5 encoder appends that many zero tokens:
+            pass what the model was trained with.
+        height, width: pixels; None takes what the network was trained at.
+
+    Raises:
+        ValueError: for a pipeline of another class, or a size, length or scale that the model cannot take.
+    """
+
+    def __init__(
+        self,
+        diffusers_pipeline: StableDiffusion3Pipeline,
+        *,
+        process: Process,
+        guidance_scale: float = 4.5,  # SD3.5 medium, Flow-GRPO's setting
+        detach_uncond: bool = False,
+        max_sequence_length: int = 256,  # diffusers' default
+        height: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+        if not isinstance(diffusers_pipeline, StableDiffusion3Pipeline):
+            raise ValueError(
+                f"SD3Pipeline wraps a StableDiffusion3Pipeline, got {type(diffusers_pipeline).__name__}: "
+                "use the adapter of its family"
+            )
+        if not isinstance(diffusers_pipeline.scheduler, FlowMatchEulerDiscreteScheduler):
+            raise ValueError(
+                f"SD3Pipeline needs a FlowMatchEulerDiscreteScheduler, got "
+                f"{type(diffusers_pipeline.scheduler).__name__}: load the pipeline with the scheduler it came with"
+            )
+        self._pipe = diffusers_pipeline
+        self._process = process
+        self._guidance_scale = _checked_scale(guidance_scale)
+        self._detach_uncond = detach_uncond
+        self._max_sequence_length = self._checked_length(max_sequence_length)
+        self._latent_shape = self._checked_shape(height, width)
+        if self._pipe.vae.dtype != torch.float32:
+            self._pipe.vae.to(torch.float32)  # half precision overflows in its decoder
+        for module in (self._pipe.transformer, self._pipe.vae, *self._text_encoders()):
+            module.requires_grad_(False).eval()
+        self._tuning = Tuning(self._pipe.transformer)
+        self._forward: nn.Module = self._pipe.transformer
+        self._prompts = PromptCache()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        process: Process,
+        guidance_scale: float = 4.5,
+        detach_uncond: bool = False,
+        max_sequence_length: int = 256,
+        height: int | None = None,
+        width: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        variant: str | None = None,
+        local_files_only: bool = False,
+    ) -> SD3Pipeline:
+        """Load a diffusers folder or a hub id; ``dtype`` is for network and text encoders, the autoencoder is float32.
+
+        Raises:
+            ValueError: if it is a pipeline of another class; see also the constructor.
+        """
+        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+        source, where = str(path_or_id), {"revision": revision, "local_files_only": local_files_only}
+        index: Any = DiffusionPipeline.load_config(source, **where)
+        if index.get("_class_name") != "StableDiffusion3Pipeline":
+            raise ValueError(f"{source} holds a {index.get('_class_name')}: use the adapter of its family")
+        pipe: Any = DiffusionPipeline.from_pretrained(
+            source,
+            dtype={"vae": torch.float32, "default": dtype},
+            variant=variant,
+            **where,
+            # A pipeline saved without its third encoder cannot be loaded unless diffusers is told that there is none.
+            **{name: None for name in _OPTIONAL if index.get(name, [None])[0] is None},
+        )
+        pipe.to(device)
+        return cls(
+            pipe,
+            process=process,
+            guidance_scale=guidance_scale,
+            detach_uncond=detach_uncond,
+            max_sequence_length=max_sequence_length,
+            height=height,
+            width=width,
+        )
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def modality(self) -> Modality:
+        """Images."""
+        return "image"
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser, as trained."""
+        return self._tuning.network
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def process(self) -> Process:
+        """How a state of this family moves one level."""
+        return self._process
+
+    @property
+    def guidance_scale(self) -> float:
+        """w in u + w (c - u)."""
+        return self._guidance_scale
+
+    @property
+    def diffusers_pipeline(self) -> StableDiffusion3Pipeline:
+        """The wrapped pipeline, sharing all modules."""
+        return self._pipe
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[C, h, w] of one latent."""
+        return self._latent_shape
+
+    def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> SD3Pipeline:
+        """The same modules, adapters and prompt cache under another guidance."""
+        sibling = copy.copy(self)
+        sibling._guidance_scale = _checked_scale(guidance_scale)
+        sibling._detach_uncond = detach_uncond
+        return sibling
+
+    def with_network(self, network: nn.Module) -> SD3Pipeline:
+        """The same pipeline, calling ``network``: this one's, wrapped for distribution or compiled."""
+        sibling = copy.copy(self)
+        sibling._forward = network
+        return sibling
+
+    # --- prompts ------------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str]) -> SD3Condition:
+        """Encode prompts, one row a prompt; a text that was ever seen is not encoded again.
+
+        Raises:
+            ValueError: if there are no prompts, or a bare string is passed.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"encode takes a list of prompts, got the string {prompts!r}: pass [{prompts!r}]")
+        (embeds, pooled), index = self._prompts.table(prompts, self._encode_one)
+        negative_embeds, negative_pooled = self._prompts.embed(_NEGATIVE_PROMPT, self._encode_one)
+        return SD3Condition(embeds, pooled, negative_embeds, negative_pooled, index.to(self.device))
+
+    def clear_prompt_cache(self) -> None:
+        """Forget all prompt embeddings; conditions handed out stay valid."""
+        self._prompts.clear()
+
+    def move_text_encoders(self, device: str | torch.device) -> None:
+        """Put the text encoders on a device of their own, such as "cpu" to free memory; encoding goes on there."""
+        for encoder in self._text_encoders():
+            encoder.to(device)
+
+    @torch.no_grad()
+    def _encode_one(self, text: str) -> Embedding:
+        embeds, _, pooled, _ = self._pipe.encode_prompt(
+            prompt=[text],
+            prompt_2=None,  # type: ignore[arg-type]  # None means the same text for every encoder
+            prompt_3=None,  # type: ignore[arg-type]
+            device=self._pipe.text_encoder.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self._max_sequence_length,
+        )
+        assert embeds is not None, "encode_prompt fills it when it is given a prompt"
+        assert pooled is not None, "encode_prompt fills it when it is given a prompt"
+        return embeds.to(self.device), pooled.to(self.device)
+
+    def _text_encoders(self) -> list[nn.Module]:
+        pipe = self._pipe
+        return [e for e in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3) if e is not None]
+
+    # --- sampling -----------------------------------------------------------------------------------------------
+
+    def grid(self, num_steps: int) -> NoiseGrid:
+        """The levels that ``StableDiffusion3Pipeline.__call__`` walks through, bit for bit, on the CPU.
+
+        Raises:
+            ValueError: if num_steps is below 1.
+        """
+        patch = self._pipe.transformer.config.patch_size
+        _, height, width = self._latent_shape
+        return sd3_grid(self._pipe.scheduler, num_steps, image_tokens=(height // patch) * (width // patch))
+
+    def initial_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """One latent a generator, [N, C, h, w] float32, drawn where the generator lives.
+
+        Equal to ``pipe(..., generator=[...])`` to the last bit if the text encoders are float32; diffusers draws in
+        their dtype, here noise is float32 for every network.
+
+        Raises:
+            ValueError: if there is no generator.
+        """
+        if not generators:
+            raise ValueError("no generators: pass one for every latent")
+        draws = [torch.randn((1, *self._latent_shape), generator=g, device=g.device) for g in generators]
+        return torch.cat([draw.to(self.device) for draw in draws])
+
+    def predict(self, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
+        """The velocity v = noise - data after guidance, [N, C, h, w] float32; model_time is [N], 0 to 1000.
+
+        Raises:
+            ValueError: if x, model_time and condition do not agree, or x has another shape than ``latent_shape``.
+        """
+        if not isinstance(condition, SD3Condition):
+            raise ValueError(f"expected the SD3Condition that encode returns, got {type(condition).__name__}")
+        self._check_latents(x)
+        if not x.shape[0] == len(condition) == model_time.numel():
+            raise ValueError(
+                f"x has {x.shape[0]} rows, condition {len(condition)} and model_time {model_time.numel()}: "
+                "pass one of each per row"
+            )
+        model_time = model_time.reshape(-1).to(x.device)
+        if self._guidance_scale <= 1.0:
+            return self._velocity(x, model_time, *condition.conditional())
+        both = self._velocity(torch.cat([x, x]), torch.cat([model_time, model_time]), *condition.guided())
+        uncond, cond = both.chunk(2)
+        return classifier_free(uncond, cond, self._guidance_scale, detach_uncond=self._detach_uncond)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels in [0, 1], [N, 3, H, W] float32: what diffusers returns for output_type="pt".
+
+        Differentiable, but clamped as diffusers clamps: pixels outside [0, 1] before the clamp pass no gradient.
+        All rows are decoded at once; a caller that is short of memory passes fewer.
+
+        Raises:
+            ValueError: if the latents have another shape than ``latent_shape``.
+        """
+        self._check_latents(latents)
+        config = self._pipe.vae.config
+        z = latents.to(torch.float32) / config.scaling_factor + (config.shift_factor or 0.0)
+        return (self._pipe.vae.decode(z, return_dict=False)[0] * 0.5 + 0.5).clamp(0, 1)
+
+    def _velocity(self, x: Tensor, model_time: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
+        """One call of the network: into its dtype, and out in float32."""
+        network = self._tuning.policy(self._forward)
+        dtype = self._pipe.transformer.pos_embed.proj.weight.dtype  # of the base: adapters are float32
+        output = network(
+            hidden_states=x.to(dtype),
+            timestep=model_time,
+            encoder_hidden_states=embeds.to(dtype),
+            pooled_projections=pooled.to(dtype),
+            return_dict=False,
+        )
+        return output[0].to(torch.float32)
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] = LORA_TARGETS, seed: int) -> None:
+        """Add trainable adapters to the network, which change nothing yet; see ``lora.attach``."""
+        lora.attach(self.network, rank=rank, alpha=alpha, targets=targets, seed=seed)
+
+    def train_all(self, *, keep_reference: bool = True) -> None:
+        """Make the whole network trainable; see ``Tuning.train_all``."""
+        self._tuning.train_all(keep_reference=keep_reference)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The network's parameters that take gradient, in the network's order."""
+        return self._tuning.trainable_parameters()
+
+    def disable_adapters(self) -> AbstractContextManager[None]:
+        """Inside, this pipeline and its siblings predict without adapters, as the base does bit for bit."""
+        return lora.disabled(self.network)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, this pipeline and its siblings predict as before training: adapters off, or the kept copy."""
+        return self._tuning.reference()
+
+    def save_lora(self, folder: str | Path) -> Path:
+        """Write ``pytorch_lora_weights.safetensors``, which ``pipe.load_lora_weights(folder)`` reads."""
+        return lora.save(self.network, Path(folder), prefix=_COMPONENT)
+
+    def load_lora(self, folder: str | Path) -> None:
+        """Read adapters exactly and leave them trainable; see ``lora.load``."""
+        lora.load(self.network, Path(folder), prefix=_COMPONENT)
+
+    def save_network(self, folder: str | Path) -> None:
+        """Write the whole network as a folder for ``SD3Transformer2DModel.from_pretrained``."""
+        self._tuning.save_network(Path(folder))
+
+    def load_network(self, folder: str | Path) -> None:
+        """Read what ``save_network`` wrote into this network; the kept reference stays as it is."""
+        self._tuning.load_network(Path(folder))
+
+    # --- checks -------------------------------------------------------------------------------------------------
+
+    def _check_latents(self, x: Tensor) -> None:
+        if x.dim() != 4 or tuple(x.shape[1:]) != self._latent_shape:
+            raise ValueError(
+                f"latents must be [N, {', '.join(map(str, self._latent_shape))}] at this resolution, "
+                f"got {list(x.shape)}: set height and width to change it"
+            )
+
+    def _checked_length(self, length: int) -> int:
+        shortest = 0 if self._pipe.text_encoder_3 is None else 1
+        if not shortest <= length <= _LONGEST_SEQUENCE:
+            raise ValueError(f"max_sequence_length must be {shortest} to {_LONGEST_SEQUENCE} here, got {length}")
+        return length
+
+    def _checked_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        config, factor = self._pipe.transformer.config, self._pipe.vae_scale_factor
+        sides = [config.sample_size * factor if side is None else side for side in (height, width)]
+        unit, largest = factor * config.patch_size, factor * config.patch_size * config.pos_embed_max_size
+        if any(side < unit or side % unit or side > largest for side in sides):
+            raise ValueError(
+                f"height and width must be multiples of {unit} up to {largest}, got height={sides[0]}, width={sides[1]}"
+            )
+        return config.in_channels, sides[0] // factor, sides[1] // factor
+
+
+def _checked_scale(scale: float) -> float:
+    if not (math.isfinite(scale) and scale >= 0.0):
+        raise ValueError(f"guidance_scale must be a finite number >= 0, got {scale}: 1 means no guidance")
+    return float(scale)

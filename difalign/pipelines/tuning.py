@@ -1,0 +1,89 @@
+"""What of a network is trained, and the policy it started as; the same for every family."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from torch import nn
+
+from difalign.pipelines import lora
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+
+
+@final
+class Tuning:
+    """One network under training: by adapters, as a whole, or not at all."""
+
+    def __init__(self, network: ModelMixin) -> None:
+        self.network = network
+        self._original: nn.Module | None = None  # a frozen copy, kept when the whole network is trained
+        self._in_reference = False
+
+    def train_all(self, *, keep_reference: bool = True) -> None:
+        """Make every parameter trainable; keep a frozen copy of the network as it is now unless told not to.
+
+        The copy costs the network's memory once more; a run without a KL term can do without.
+
+        Raises:
+            ValueError: if adapters are attached.
+        """
+        if lora.is_attached(self.network):
+            raise ValueError("LoRA adapters are attached: train them or the whole network, not both")
+        if keep_reference and self._original is None:
+            self._original = copy.deepcopy(self.network).requires_grad_(False)
+        self.network.requires_grad_(True)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that take gradient, in the network's order."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    def policy(self, current: nn.Module) -> nn.Module:
+        """The module to call: ``current``, or inside ``reference`` the kept copy if there is one."""
+        return self._original if self._in_reference and self._original is not None else current
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the policy is the one before training: adapters off, or the kept copy. May be nested.
+
+        Raises:
+            ValueError: if the whole network is trained and no copy was kept.
+        """
+        adapted = lora.is_attached(self.network)
+        if not adapted and self._original is None and self.trainable_parameters():
+            raise ValueError("no reference policy was kept: call train_all(keep_reference=True)")
+        outer, self._in_reference = self._in_reference, True
+        try:
+            with lora.disabled(self.network):
+                yield
+        finally:
+            self._in_reference = outer
+
+    def save_network(self, folder: Path) -> None:
+        """Write the whole network as a diffusers model folder.
+
+        Raises:
+            ValueError: if adapters are attached, which such a folder cannot hold.
+        """
+        if lora.is_attached(self.network):
+            raise ValueError("LoRA adapters are attached: use save_lora")
+        self.network.save_pretrained(str(folder))
+
+    def load_network(self, folder: Path) -> None:
+        """Read weights that ``save_network`` wrote into this network, in place; the kept copy stays as it is.
+
+        Raises:
+            ValueError: if the folder does not exist or its weights do not fit.
+        """
+        if not folder.is_dir():
+            raise ValueError(f"no network folder {folder}: give the one that save_network wrote")
+        stored = type(self.network).from_pretrained(str(folder), dtype=self.network.dtype)
+        try:
+            self.network.load_state_dict(stored.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{folder} holds another network than this pipeline's: {error}") from error

@@ -1,0 +1,178 @@
+"""The writer of a run folder: metrics line by line, everything else whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from difalign.report.records import Evaluation, evaluation_to_json
+
+if TYPE_CHECKING:
+    from difalign.report.images import ImageBatch
+
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
+EVALUATIONS_FOLDER = "evaluations"
+REPORT_FILE = "report.html"
+BEFORE_AFTER_FILE = "before_after.png"
+
+
+def plain(value: object) -> Any:
+    """``value`` as what JSON can hold.
+
+    Scalars of numpy and torch become numbers, paths become text, mappings and sequences are walked. A number
+    that is not finite becomes the text "NaN", "Infinity" or "-Infinity", which keeps the file valid JSON and
+    says more than null.
+
+    Raises:
+        ValueError: if the value has no JSON form.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return value.as_posix()
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [plain(item) for item in value]
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "shape", None) == ():
+        return plain(item())
+    raise ValueError(f"{value!r} ({type(value).__name__}) cannot be written as JSON; pass numbers, text or lists")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write beside ``path``, then rename: a reader sees the old file or the new one, never half of it."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Like ``write_text_atomically``, for bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp makes 0600, which would hide the file from other readers
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class RunLog:
+    """Writes one run folder; use it on the main process only.
+
+    ``metrics.jsonl`` gets one object a line; in it ``seconds``, ``denoiser_forwards`` and ``reward_calls``
+    are totals since the start of the run. A run that is resumed writes on: rows that repeat a
+    ``(rollout, update)`` replace the earlier ones when the folder is read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def clear(self) -> None:
+        """Remove what an earlier run wrote here, and nothing else."""
+        for name in (
+            METRICS_FILE,
+            SUMMARY_FILE,
+            CONFIG_FILE,
+            ENVIRONMENT_FILE,
+            REPORT_FILE,
+            BEFORE_AFTER_FILE,
+        ):
+            (self.folder / name).unlink(missing_ok=True)
+        for path in (self.folder / EVALUATIONS_FOLDER).glob("[0-9]" * 6 + "*"):
+            if path.suffix in (".json", ".png"):
+                path.unlink()
+
+    def append_metrics(self, row: Mapping[str, object]) -> None:
+        """Append one row; the whole line goes out in one write, so that a crash leaves at most a broken last line."""
+        line = json.dumps(plain(row), allow_nan=False) + "\n"
+        path = self.folder / METRICS_FILE
+        if _lacks_final_newline(path):
+            line = "\n" + line  # the line a crash cut off must not swallow this one
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode("utf-8"))
+        finally:
+            os.close(descriptor)
+
+    def write_evaluation(
+        self, evaluation: Evaluation, *, images: ImageBatch | None = None, shown: Sequence[int] | None = None
+    ) -> Path:
+        """Write ``evaluations/NNNNNN.json``, and the grid ``NNNNNN.png`` if there are images.
+
+        Args:
+            evaluation: the scores of every sample; its rollout gives the file its number.
+            images: [M, C, H, W] in [0, 1], the samples to show.
+            shown: the M indices into ``evaluation.records`` that the images belong to; the first M by default.
+
+        Returns:
+            The path of the JSON file. A second evaluation at the same rollout under another label is kept
+            beside the first as ``NNNNNN-label.json``.
+        """
+        path = self._evaluation_path(evaluation)
+        if images is not None:
+            from difalign.report.images import labelled_grid, save_grid
+
+            indices = tuple(range(len(images))) if shown is None else tuple(shown)
+            records = [evaluation.records[index] for index in indices]
+            save_grid(labelled_grid(images, records), path.with_suffix(".png"))
+        self._write_json(path, evaluation_to_json(evaluation))
+        return path
+
+    def write_summary(self, summary: Mapping[str, object]) -> Path:
+        """Write ``summary.json``; its presence says that the run came to its end."""
+        return self._write_json(self.folder / SUMMARY_FILE, summary)
+
+    def write_environment(self, environment: Mapping[str, object]) -> Path:
+        """Write ``environment.json``."""
+        return self._write_json(self.folder / ENVIRONMENT_FILE, environment)
+
+    def write_config(self, yaml_text: str) -> Path:
+        """Write ``config.yaml``, the resolved configuration as text."""
+        path = self.folder / CONFIG_FILE
+        write_text_atomically(path, yaml_text if yaml_text.endswith("\n") else yaml_text + "\n")
+        return path
+
+    def _write_json(self, path: Path, value: Mapping[str, object]) -> Path:
+        write_text_atomically(path, json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        return path
+
+    def _evaluation_path(self, evaluation: Evaluation) -> Path:
+        folder = self.folder / EVALUATIONS_FOLDER
+        path = folder / f"{evaluation.rollout:06d}.json"
+        if path.exists() and _label_of(path) != evaluation.label:
+            safe = "".join(letter if letter.isalnum() else "_" for letter in evaluation.label)
+            return folder / f"{evaluation.rollout:06d}-{safe}.json"
+        return path
+
+
+def _label_of(path: Path) -> str | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("label")
+    except (ValueError, AttributeError):
+        return None
+
+
+def _lacks_final_newline(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

@@ -1,0 +1,146 @@
+"""The reader of a run folder: whatever is there, with a note about whatever could not be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from difalign.report.log import CONFIG_FILE, ENVIRONMENT_FILE, EVALUATIONS_FOLDER, METRICS_FILE, SUMMARY_FILE
+from difalign.report.records import Evaluation, evaluation_from_json
+
+MetricsRow = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvaluation:
+    """An evaluation and the grid beside it, if there is one."""
+
+    evaluation: Evaluation
+    grid: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder in memory. Anything may be missing: a run may be going on, or have crashed."""
+
+    folder: Path
+    metrics: tuple[MetricsRow, ...]  # in order of rollout and update
+    evaluations: tuple[StoredEvaluation, ...]  # in order of rollout
+    summary: Mapping[str, Any] | None  # None until the run has come to its end
+    config: str | None  # YAML text
+    environment: Mapping[str, Any]
+    problems: tuple[str, ...]  # what could not be read, one sentence each
+
+    @property
+    def base(self) -> StoredEvaluation | None:
+        """The evaluation before training: labelled "base", or else the first of several."""
+        for stored in self.evaluations:
+            if stored.evaluation.label == "base":
+                return stored
+        return self.evaluations[0] if len(self.evaluations) > 1 else None
+
+    @property
+    def latest(self) -> StoredEvaluation | None:
+        """The last evaluation labelled "tuned", or else the last one that is not the base."""
+        others = [stored for stored in self.evaluations if stored is not self.base]
+        tuned = [stored for stored in others if stored.evaluation.label == "tuned"]
+        return (tuned or others or [None])[-1]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder, finished or not.
+
+    Raises:
+        ValueError: if the folder does not exist or holds nothing that a run writes.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the folder of a run, such as runs/demo")
+    problems: list[str] = []
+    metrics = _read_metrics(folder / METRICS_FILE, problems)
+    evaluations = _read_evaluations(folder / EVALUATIONS_FOLDER, problems)
+    summary = _read_mapping(folder / SUMMARY_FILE, problems)
+    environment = _read_mapping(folder / ENVIRONMENT_FILE, problems)
+    config = folder / CONFIG_FILE
+    run = Run(
+        folder=folder,
+        metrics=metrics,
+        evaluations=evaluations,
+        summary=summary,
+        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
+        environment=environment or {},
+        problems=tuple(problems),
+    )
+    if not (metrics or evaluations or summary or run.config or environment or problems):
+        raise ValueError(f"{folder} holds nothing that a run writes, such as {METRICS_FILE}; give the folder of a run")
+    return run
+
+
+def merge_rows(rows: Iterable[MetricsRow]) -> tuple[MetricsRow, ...]:
+    """Rows in order of (rollout, update); a later row with the same pair overwrites an earlier one key by key.
+
+    A resumed run repeats the rollouts since its checkpoint, and what it repeats is what counts.
+    """
+    merged: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in rows:
+        key = (_order(row.get("rollout")), _order(row.get("update")))
+        merged.setdefault(key, {}).update(row)
+    return tuple(merged[key] for key in sorted(merged))
+
+
+def _order(value: object) -> int:
+    return value if isinstance(value, int) else -1
+
+
+def _read_metrics(path: Path, problems: list[str]) -> tuple[MetricsRow, ...]:
+    if not path.is_file():
+        return ()
+    rows: list[MetricsRow] = []
+    broken: list[str] = []
+    for position, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        row = _parse(line)
+        if isinstance(row, Mapping):
+            rows.append(row)
+        else:
+            broken.append(str(position))
+    if broken:
+        shown = ", ".join(broken[:5]) + (", …" if len(broken) > 5 else "")
+        lines = "line" if len(broken) == 1 else "lines"
+        problems.append(f"Left out of {path.name}: {lines} {shown}, which could not be read.")
+    return merge_rows(rows)
+
+
+def _read_evaluations(folder: Path, problems: list[str]) -> tuple[StoredEvaluation, ...]:
+    stored: list[StoredEvaluation] = []
+    for path in sorted(folder.glob("*.json")):
+        data = _parse(path.read_text(encoding="utf-8", errors="replace"))
+        try:
+            evaluation = evaluation_from_json(data if isinstance(data, Mapping) else {})
+        except ValueError as error:
+            problems.append(f"{folder.name}/{path.name} could not be read: {error}.")
+            continue
+        grid = path.with_suffix(".png")
+        stored.append(StoredEvaluation(evaluation, grid if grid.is_file() else None))
+    return tuple(sorted(stored, key=lambda item: item.evaluation.rollout))
+
+
+def _read_mapping(path: Path, problems: list[str]) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    data = _parse(path.read_text(encoding="utf-8", errors="replace"))
+    if isinstance(data, Mapping):
+        return data
+    problems.append(f"{path.name} could not be read: it is not a JSON object.")
+    return None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

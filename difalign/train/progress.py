@@ -1,0 +1,123 @@
+"""Progress for people: nested bars on a terminal, plain lines elsewhere, silence on all but the main process."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Protocol, Self, final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_SECONDS = 10.0  # between two plain lines
+
+
+class ProgressView(Protocol):
+    """How a run shows where it is."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def run(self, done: int, total: int, text: str) -> None:
+        """The outer bar: rollouts done, and the latest figures."""
+        ...
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """The inner bar: sampling, scoring, training or evaluating."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        ...
+
+
+def progress_view(*, is_main: bool) -> ProgressView:
+    """The view that fits: bars if standard error is a terminal, lines if not, nothing off the main process."""
+    console = Console(stderr=True)
+    if not is_main:
+        return _Silent()
+    return _Bars(console) if console.is_terminal else _Lines(console)
+
+
+@final
+class _Silent:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def run(self, done: int, total: int, text: str) -> None:
+        return None
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        return None
+
+    def note(self, text: str) -> None:
+        return None
+
+
+@final
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = -_LINE_SECONDS
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def run(self, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= _LINE_SECONDS or done == total:
+            self._last = now
+            self._console.print(f"rollout {done}/{total}  {text}", highlight=False, soft_wrap=True)
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        return None
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+@final
+class _Bars:
+    def __init__(self, console: Console) -> None:
+        columns = (
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self._progress = Progress(*columns, console=console)
+        self._run = self._progress.add_task("rollouts", total=None, text="")
+        self._phase = self._progress.add_task("", total=None, text="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def run(self, done: int, total: int, text: str) -> None:
+        self._progress.update(self._run, completed=done, total=total, text=text)
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        self._progress.update(self._phase, description=name, completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, soft_wrap=True)

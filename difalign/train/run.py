@@ -1,0 +1,164 @@
+"""A whole run: evaluate, train, evaluate again, and leave a folder that says what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from difalign.core.config import RunConfig
+from difalign.core.config_yaml import to_yaml
+from difalign.core.prompts import Prompt
+from difalign.core.protocols import RewardModel, TrainablePipeline
+from difalign.report.environment import describe_environment
+from difalign.report.log import RunLog
+from difalign.report.statistics import summarise_gain
+from difalign.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
+from difalign.train.policy_gradient import PlanSchedule, PolicyGradient
+from difalign.train.progress import ProgressView, progress_view
+from difalign.train.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The objects a run works on, built from its configuration."""
+
+    pipeline: TrainablePipeline  # guidance as in training, adapters attached
+    reward: RewardModel
+    prompts: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    plans: PlanSchedule
+
+
+def run_training(config: RunConfig, build: Callable[[Runtime], Task]) -> dict[str, Any]:
+    """Run a checked configuration from beginning to end and return its summary (on every process).
+
+    Args:
+        config: the whole run; ``overwrite`` replaces what an earlier run left in its folder.
+        build: makes the objects on this process's device.
+
+    Raises:
+        RuntimeError, FloatingPointError: if a guard stops the run; what was written so far stays.
+    """
+    runtime = Runtime(mixed_precision=config.training.mixed_precision)
+    task = build(runtime)  # before the folder is touched: a model that cannot be loaded costs no earlier run
+    log = _open_log(config, runtime) if runtime.is_main else None
+    try:
+        with progress_view(is_main=runtime.is_main) as view:
+            return _Run(config, task, runtime, log, view).run()
+    finally:
+        runtime.close()
+
+
+def _open_log(config: RunConfig, runtime: Runtime) -> RunLog:
+    log = RunLog(config.run_folder)
+    if config.overwrite:
+        log.clear()
+    log.write_config(to_yaml(config))
+    log.write_environment(describe_environment(processes=runtime.world))
+    return log
+
+
+@dataclass
+class _Run:
+    config: RunConfig
+    task: Task
+    runtime: Runtime
+    log: RunLog | None
+    view: ProgressView
+
+    def run(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        trainer = PolicyGradient(
+            self.task.pipeline, self.task.reward, self.task.prompts, self.task.plans, self.config, self.runtime
+        )
+        base = self._evaluate(trainer, 0, "base")
+        training_started = time.perf_counter()
+        rollouts = self._train(trainer, training_started)
+        training_seconds = time.perf_counter() - training_started
+        tuned = self._evaluate(trainer, rollouts, "tuned")
+        self._save(trainer)
+        summary = summarise_gain(
+            base.evaluation.records,
+            tuned.evaluation.records,
+            seed=self.config.seed,
+            resamples=self.config.evaluation.bootstrap_samples,
+        )
+        summary |= {
+            "name": self.config.name,
+            "pipeline": self.config.pipeline,
+            "seed": self.config.seed,
+            "rollouts": rollouts,
+            "updates": trainer.updates,
+            "seconds": time.perf_counter() - started,
+            "training_seconds": training_seconds,
+            "denoiser_forwards": trainer.forwards,
+            "reward_calls": trainer.reward_calls,
+            "evaluation_forwards": base.forwards + tuned.forwards,
+            "processes": self.runtime.world,
+        }
+        if self.log is not None:
+            from difalign.report.page import write_report
+
+            self.log.write_summary(summary)
+            self.view.note(f"report: {write_report(self.config.run_folder)}")
+        self.runtime.barrier()
+        return summary
+
+    def _train(self, trainer: PolicyGradient, started: float) -> int:
+        """Rollouts until there have been enough or the time is up; returns how many."""
+        training, every = self.config.training, self.config.evaluation.every
+        for index in range(training.rollouts):
+            rows = trainer.run(index, self.view.phase)
+            seconds = time.perf_counter() - started
+            for row in rows:
+                if self.log is not None:
+                    self.log.append_metrics({**row, "seconds": seconds, "learning_rate": training.learning_rate})
+            done = index + 1
+            self.view.run(done, training.rollouts, _figures(rows[-1]))
+            over = training.max_seconds is not None and seconds >= training.max_seconds
+            if self.runtime.agree(over):
+                return done
+            if every and done % every == 0 and done < training.rollouts:
+                self._evaluate(trainer, done, "training")
+        return training.rollouts
+
+    def _evaluate(self, trainer: PolicyGradient, rollout: int, label: str) -> EvaluationResult:
+        """Held-out prompts under the averaged weights, written to the run folder."""
+        options = self.config.evaluation
+        average = contextlib.nullcontext() if trainer.average is None else trainer.average.applied()
+        with average:
+            result = evaluate(
+                self.task.pipeline.with_guidance(options.guidance),
+                self.task.reward,
+                self.task.heldout[: options.limit],
+                EvaluationPlan(options.steps, options.seeds_per_prompt, options.micro_batch),
+                self.runtime,
+                rollout_index=rollout,
+                label=label,
+                progress=lambda done, total: self.view.phase("evaluating", done, total),
+            )
+        if self.log is not None:
+            self.log.write_evaluation(result.evaluation, images=result.images, shown=result.shown)
+            total = [record.scores["total"] for record in result.evaluation.records]
+            self.view.note(f"held-out {label}: {sum(total) / len(total):.4f} over {len(total)} samples")
+        return result
+
+    def _save(self, trainer: PolicyGradient) -> None:
+        """The averaged weights, as diffusers reads them."""
+        if not self.runtime.is_main:
+            return
+        average = contextlib.nullcontext() if trainer.average is None else trainer.average.applied()
+        with average:
+            if self.config.training.trainable == "lora":
+                self.task.pipeline.save_lora(self.config.run_folder)
+            else:
+                self.task.pipeline.save_network(Path(self.config.run_folder) / "network")
+
+
+def _figures(row: dict[str, float]) -> str:
+    kl = f"  kl {row['kl']:.2e}" if "kl" in row else ""
+    return f"reward {row['reward']:.4f}  clip {row.get('clip_fraction', 0.0):.3f}  grad {row['grad_norm']:.2e}{kl}"

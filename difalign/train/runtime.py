@@ -1,0 +1,113 @@
+"""The processes of a run: who they are and what they exchange. The only module that knows accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, final
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, reduce
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@final
+class Runtime:
+    """One process among equals.
+
+    Gradients are summed over processes in one flat collective just before the optimiser's step. Processes may
+    therefore run different numbers of backward passes between two steps without waiting for one another, and rows
+    kept unevenly after filtering still weigh the same: the loss of each row is divided by the global count.
+    """
+
+    def __init__(self, *, mixed_precision: str = "no") -> None:
+        self._accelerator = Accelerator(mixed_precision=mixed_precision)
+
+    @property
+    def rank(self) -> int:
+        """This process's number, from 0."""
+        return self._accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        return self._accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self._accelerator.is_main_process
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self._accelerator.device
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part of a list that all hold: every world-th item, starting at the rank."""
+        return list(items[self.rank :: self.world])
+
+    def gather(self, items: list[T]) -> list[T]:
+        """The items of all processes, in order of rank; lists may differ in length."""
+        return gather_object(items) if self.world > 1 else items
+
+    def agree(self, value: T) -> T:
+        """The main process's value, on every process."""
+        return broadcast_object_list([value])[0] if self.world > 1 else value
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sum each value over all processes, in float64."""
+        if self.world == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        return self._reduce(tensor).tolist()
+
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The optimiser as accelerate wraps it: it knows the loss scaling of float16."""
+        return self._accelerator.prepare_optimizer(optimizer)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The mixed precision of the run; does nothing in float32."""
+        return self._accelerator.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward with loss scaling where the precision needs it."""
+        self._accelerator.backward(loss)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum gradients over all processes in place; a parameter without one counts as zero."""
+        parameters = list(parameters)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.world == 1:
+            return
+        flat = self._reduce(torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]))
+        offset = 0
+        for parameter in parameters:
+            count = parameter.numel()
+            parameter.grad = flat[offset : offset + count].view_as(parameter).clone()
+            offset += count
+
+    def clip_gradients(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+        """Unscale, clip the global norm, and return the norm before clipping."""
+        norm = self._accelerator.clip_grad_norm_(list(parameters), max_norm)
+        assert norm is not None
+        return float(norm)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self._accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the process group; call once, at the end of the run."""
+        self._accelerator.end_training()
+
+    @staticmethod
+    def _reduce(tensor: Tensor) -> Tensor:
+        result = reduce(tensor, reduction="sum")
+        assert isinstance(result, Tensor)
+        return result

@@ -1,0 +1,61 @@
+"""From final latents to rewards: decode and score in micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difalign.core.protocols import Pipeline, RewardModel
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """Decoded samples and their scores."""
+
+    scores: Tensor  # [N] float32 on CPU
+    components: dict[str, Tensor]  # name -> [N] float32 on CPU
+    pixels: Tensor | None  # [N, C, H, W] in [0, 1] on CPU, if kept
+
+
+@torch.no_grad()
+def decode_and_score(
+    pipeline: Pipeline,
+    reward: RewardModel,
+    latents: Tensor,
+    prompts: Sequence[str],
+    *,
+    micro_batch: int,
+    keep_pixels: bool = False,
+) -> Media:
+    """Decode latents [N, *latent] and score them, ``micro_batch`` rows at a time.
+
+    Raises:
+        ValueError: if a reward is not finite, naming the first such prompt.
+    """
+    scores: list[Tensor] = []
+    components: dict[str, list[Tensor]] = {}
+    pixels: list[Tensor] = []
+    for start in range(0, len(prompts), micro_batch):
+        rows = slice(start, start + micro_batch)
+        media = pipeline.decode(latents[rows])
+        output = reward.score(media, prompts[rows])
+        scores.append(output.scores.float().cpu())
+        for name, values in output.components.items():
+            components.setdefault(name, []).append(values.float().cpu())
+        if keep_pixels:
+            pixels.append(media.float().cpu())
+    total = torch.cat(scores)
+    bad = (~total.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"reward {reward.name} gave {total[bad[0]]} for {prompts[bad[0]]!r}; it must be a finite number")
+    kept = torch.cat(pixels) if keep_pixels else None
+    return Media(total, {name: torch.cat(parts) for name, parts in components.items()}, kept)
+
+
+@torch.no_grad()
+def decode_in_batches(pipeline: Pipeline, latents: Tensor, *, micro_batch: int) -> Tensor:
+    """Pixels [N, C, H, W] in [0, 1] float32 on CPU, decoded ``micro_batch`` rows at a time."""
+    return torch.cat([pipeline.decode(chunk).float().cpu() for chunk in latents.split(micro_batch)])

@@ -1,0 +1,198 @@
+"""The parts of tiny-sd3: its transformer, its text conditioning, a plain Euler sampler and its evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from diffusers.models.attention_processor import Attention
+from tiny_text import NULL_WIDTH, build_null_encoder, build_null_tokenizer, build_text_encoder, build_tokenizer, token_ids
+from torch import Tensor, nn
+
+from difalign.embedded.scenes import KINDS, SIZE, Kind
+from difalign.embedded.verifier import verify
+
+LATENT = SIZE // 2
+PATCH = 6  # latent pixels; one patch is one cell of the 3 x 3 grid
+
+
+def build_transformer() -> SD3Transformer2DModel:
+    """An untrained SD3 transformer: 9 image tokens, 6 blocks, 96 wide; modulations and output start at zero."""
+    transformer = SD3Transformer2DModel(
+        sample_size=LATENT,
+        patch_size=PATCH,
+        in_channels=4,
+        out_channels=4,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=3,
+        joint_attention_dim=NULL_WIDTH,
+        caption_projection_dim=96,
+        pooled_projection_dim=128,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear) and (name.endswith(".linear") or name == "proj_out"):
+            if ".norm1" in name or "norm_out" in name or name == "proj_out":
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+    return transformer
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler that ships with the pipeline."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+
+
+class WeightedNullToken:
+    """Joint attention in which the last text token counts as ``weight`` copies of itself.
+
+    Copies of one token get equal outputs in every block, so adding log(weight) to the logits of its key is exactly
+    what attention over that many copies does. This trains the model for any ``max_sequence_length`` (the zero tokens
+    that a pipeline without a real T5 appends, 256 by default) at the price of a single token.
+    """
+
+    def __init__(self) -> None:
+        self.weight: Tensor | None = None  # [N]; None means 1
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Image and text tokens after joint attention."""
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        image = [heads(project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v)]
+        text = [heads(project(encoder_hidden_states)) for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)]
+        query = torch.cat([attn.norm_q(image[0]), attn.norm_added_q(text[0])], dim=2)
+        key = torch.cat([attn.norm_k(image[1]), attn.norm_added_k(text[1])], dim=2)
+        value = torch.cat([image[2], text[2]], dim=2)
+        bias = None
+        if self.weight is not None:
+            bias = torch.zeros(len(query), 1, 1, key.shape[2], device=key.device)
+            bias[:, 0, 0, -1] = self.weight.log()
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        first, second = mixed.split([hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=1)
+        return attn.to_out[0](first), second if attn.context_pre_only else attn.to_add_out(second)
+
+
+class TinySD3(nn.Module):
+    """What is trained: the transformer and both text encoders, called as the diffusers pipeline calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = build_tokenizer()
+        self.text_encoder = build_text_encoder(self.tokenizer)
+        self.text_encoder_2 = build_text_encoder(self.tokenizer)
+        self.transformer = build_transformer()
+        self.null_token = WeightedNullToken()
+        for block in self.transformer.transformer_blocks:
+            block.attn.set_processor(self.null_token)
+
+    def encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids to (prompt embeddings [N, tokens + 1, 128], pooled [N, 128]); the last token is zero."""
+        outputs = [encoder(ids, output_hidden_states=True) for encoder in (self.text_encoder, self.text_encoder_2)]
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        hidden = nn.functional.pad(hidden, (0, 0, 0, 1))
+        return hidden, torch.cat([output.text_embeds for output in outputs], dim=-1)
+
+    def forward(self, x: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
+        """The velocity noise - x0, [N, 4, LATENT, LATENT]; sigma is [N]."""
+        hidden, pooled = self.encode(ids)
+        return self.transformer(x, encoder_hidden_states=hidden, pooled_projections=pooled, timestep=sigma * 1000).sample
+
+
+@torch.no_grad()
+def sample_latents(
+    model: TinySD3, ids: Tensor, *, steps: int, guidance: float, generator: torch.Generator, batch: int = 250
+) -> Tensor:
+    """Euler ODE from noise, [N, 4, LATENT, LATENT]; guidance 1 means the conditional branch alone."""
+    device = ids.device
+    empty = token_ids(model.tokenizer, [""]).to(device)
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(steps)
+    sigmas = scheduler.sigmas
+    noise = torch.randn(len(ids), 4, LATENT, LATENT, generator=generator).to(device)
+    done = []
+    for x, chunk in zip(noise.split(batch), ids.split(batch), strict=True):
+        both = torch.cat([empty.expand(len(chunk), -1), chunk]) if guidance != 1 else chunk
+        for i in range(steps):
+            sigma = sigmas[i].to(device).expand(len(both))
+            v = model(torch.cat([x, x]) if guidance != 1 else x, sigma, both)
+            if guidance != 1:
+                unconditional, conditional = v.chunk(2)
+                v = unconditional + guidance * (conditional - unconditional)
+            x = x + (sigmas[i + 1] - sigmas[i]).item() * v
+        done.append(x)
+    return torch.cat(done)
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pixels in [0, 1]."""
+    return torch.cat([(vae.decode(z).sample / 2 + 0.5).clamp(0, 1) for z in latents.split(250)])
+
+
+def evaluate(
+    model: TinySD3,
+    vae: AutoencoderKL,
+    captions: dict[Kind, Sequence[str]],
+    *,
+    steps: int = 16,
+    guidance: float = 4.0,
+    seed: int = 1234,
+) -> tuple[dict[str, float], Tensor]:
+    """Verifier scores by kind ("strict/count", ...) and overall as the mean over kinds; and the images."""
+    flat = [caption for kind in KINDS for caption in captions[kind]]
+    device = next(model.parameters()).device
+    ids = token_ids(model.tokenizer, flat).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    images = decode(vae, sample_latents(model, ids, steps=steps, guidance=guidance, generator=generator)).cpu()
+    scores = verify(images.numpy(), flat)
+    figures: dict[str, float] = {}
+    at = 0
+    for kind in KINDS:
+        rows = slice(at, at + len(captions[kind]))
+        figures[f"strict/{kind}"] = float(scores.strict[rows].mean())
+        figures[f"partial/{kind}"] = float(scores.partial[rows].mean())
+        at = rows.stop
+    for name in ("strict", "partial"):
+        figures[name] = sum(figures[f"{name}/{kind}"] for kind in KINDS) / len(KINDS)
+    return figures, images
+
+
+def save_pipeline(model: TinySD3, vae: AutoencoderKL, folder: Path) -> None:
+    """Write a StableDiffusion3Pipeline folder in fp16 safetensors that diffusers alone can load."""
+    pipeline = StableDiffusion3Pipeline(
+        transformer=model.transformer,
+        scheduler=build_scheduler(),
+        vae=vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        text_encoder_2=model.text_encoder_2,
+        tokenizer_2=model.tokenizer,
+        text_encoder_3=build_null_encoder(),
+        tokenizer_3=build_null_tokenizer(),
+    )
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(folder)
+    pipeline.to(dtype=torch.float32)
+    for config in folder.glob("text_encoder*/config.json"):
+        # diffusers loads fp16 files as float32 unless told otherwise, transformers as the config says: say the same.
+        values = json.loads(config.read_text()) | {"dtype": "float32"}
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

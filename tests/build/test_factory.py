@@ -1,0 +1,139 @@
+"""Names become the objects they stand for, and cards' arguments arrive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from difalign.build.cards import Found, PipelineCard, RewardCard, load_reward_card
+from difalign.build.factory import build_pipeline, build_process, build_reward
+from difalign.core.config import KLConfig, RewardConfig, RuleName
+from difalign.core.errors import ConfigError
+from difalign.process.flow import FlowProcess, RenoiseProcess
+from difalign.process.rules import FLOW_RULES, STD_RULES
+
+USER_MODULE = """
+class Adapter:
+    def __init__(self, source, options):
+        self.source, self.options = source, options
+
+    @classmethod
+    def from_pretrained(cls, source, **options):
+        return cls(source, options)
+
+class Taste:
+    def __init__(self, *, share, device):
+        if share > 1:
+            raise ValueError(f"share is {share}; at most 1")
+        self.share, self.device = share, device
+        self.name, self.differentiable = "taste", False
+
+    def score(self, media, prompts, *, sigma=None):
+        from difalign.core.types import RewardOutput
+        return RewardOutput(media.flatten(1).mean(1) * self.share)
+
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "user_models.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_every_rule_can_be_named():
+    assert set(get_args(RuleName)) == {*FLOW_RULES, *STD_RULES}
+    for rule in get_args(RuleName):
+        process = build_process(rule)
+        if rule in FLOW_RULES:
+            assert process == FlowProcess(rule=FLOW_RULES[rule])
+        else:
+            assert process == RenoiseProcess(std_rule=STD_RULES[rule])
+
+
+def test_every_divergence_can_be_named():
+    from difalign.objective.kl import KL_TYPES
+
+    assert set(get_args(KLConfig.model_fields["kind"].annotation)) == {"none", *KL_TYPES}
+
+
+def test_every_step_weight_can_be_named():
+    from difalign.core.config import ObjectiveConfig
+    from difalign.objective.weights import STEP_WEIGHTS
+
+    assert set(get_args(ObjectiveConfig.model_fields["weight"].annotation)) == set(STEP_WEIGHTS)
+
+
+def pipeline_card(target: str) -> Found[PipelineCard]:
+    card = PipelineCard(
+        name="mine",
+        summary="s",
+        licence="MIT",
+        target=target,
+        path="weights",
+        dtype="bfloat16",
+        height=64,
+        width=32,
+        options={"max_sequence_length": 7},
+    )
+    return Found(card, Path("folder/card.yaml"))
+
+
+def test_pipeline_gets_what_its_card_and_the_run_say():
+    process = build_process("cps")
+    adapter = build_pipeline(
+        pipeline_card("user_models:Adapter"), process=process, guidance=2.0, device="cpu", height=128
+    )
+    assert vars(adapter) == {
+        "source": Path("folder/weights"),
+        "options": {
+            "process": process,
+            "guidance_scale": 2.0,
+            "detach_uncond": False,
+            "height": 128,
+            "width": 32,
+            "dtype": torch.bfloat16,
+            "device": "cpu",
+            "revision": None,
+            "max_sequence_length": 7,
+        },
+    }
+
+
+def test_target_that_loads_nothing_is_refused():
+    with pytest.raises(ConfigError, match="no from_pretrained"):
+        build_pipeline(pipeline_card("user_models:Taste"), process=build_process("cps"), guidance=1.0, device="cpu")
+
+
+def reward_card(target: str) -> Found[RewardCard]:
+    card = RewardCard(name="taste", summary="s", licence="MIT", target=target, options={"share": 0.5}, on_device=True)
+    return Found(card, Path("taste.yaml"))
+
+
+def test_rewards_are_summed_with_their_weights():
+    configs = {"taste": RewardConfig(weight=-4.0, options={"share": 0.25})}
+    reward = build_reward({"taste": reward_card("user_models:Taste")}, configs, device="cpu")
+    media = torch.full((2, 3, 4, 4), 0.5)
+    output = reward.score(media, ["a", "b"])
+    assert output.scores.tolist() == [-0.5, -0.5]
+    assert output.components["taste"].tolist() == [0.125, 0.125]
+
+
+def test_reward_that_refuses_its_options_is_named():
+    configs = {"taste": RewardConfig(options={"share": 2.0})}
+    with pytest.raises(ConfigError, match=r"reward 'taste': share is 2\.0; at most 1"):
+        build_reward({"taste": reward_card("user_models:Taste")}, configs, device="cpu")
+    with pytest.raises(ConfigError, match="cannot be called"):
+        build_reward({"taste": reward_card("user_models:number")}, {"taste": RewardConfig()}, device="cpu")
+
+
+def test_shipped_verifier():
+    found = {"verifier": load_reward_card("verifier")}
+    reward = build_reward(found, {"verifier": RewardConfig(options={"strict_share": 0.25})}, device="cpu")
+    scores = reward.score(torch.zeros(1, 3, 36, 36), ["a red circle"]).components
+    expected = 0.25 * scores["verifier/strict"] + 0.75 * scores["verifier/partial"]
+    assert torch.equal(scores["verifier"], expected)

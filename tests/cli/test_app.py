@@ -1,0 +1,69 @@
+"""The commands that start nothing: what can be named, what a configuration is, and whether it is sound."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from difalign.cli import train as train_command
+from difalign.cli.app import app
+from difalign.cli.settings import read_config
+from difalign.core.config import RunConfig
+from difalign.core.overrides import load_config
+
+RUNNER = CliRunner()
+
+
+def output(*arguments: str) -> str:
+    result = RUNNER.invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_help_names_every_command():
+    text = output("--help")
+    assert all(name in text for name in ("train", "config", "pipelines", "rewards"))
+    assert all(name in output("config", "--help") for name in ("show", "validate", "schema"))
+
+
+def test_lists():
+    assert all(name in output("pipelines", "list") for name in ("tiny-sd3", "sd35-medium"))
+    assert "verifier" in output("rewards", "list")
+
+
+def test_shown_configuration_is_the_one_that_runs(tmp_path: Path):
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(output("config", "show", "seed=7", "sampling.plan.kind=window"))
+    assert load_config(shown) == read_config("demo", ["seed=7", "sampling.plan.kind=window"])
+    assert read_config(None, []) == read_config("demo", [])
+
+
+def test_schema_has_every_section():
+    schema = json.loads(output("config", "schema"))
+    assert set(schema["properties"]) == set(RunConfig.model_fields)
+    assert schema["additionalProperties"] is False
+
+
+def test_train_hands_over_what_it_checked(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    checked = object()
+
+    def run(inputs: object) -> None:
+        seen.append(inputs)
+
+    monkeypatch.setattr(train_command, "check_run", lambda config: checked if config.seed == 5 else None)
+    monkeypatch.setattr("difalign.build.run.run_flow_grpo", run)
+    output("train", "seed=5")
+    assert seen == [checked]
+
+
+def test_validate_says_what_a_rollout_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from difalign.build import preflight
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preflight, "_weights", lambda pipeline: iter(()))
+    text = output("config", "validate", "sampling.prompts_per_update=3", "training.updates_per_rollout=2")
+    assert text.startswith("ok: tiny-sd3 with verifier; a rollout is 6 of ")

@@ -1,0 +1,206 @@
+"""The trainer on a toy with a known optimum: it learns, its first update is exactly on-policy, its guards act."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from difalign.core.types import RewardOutput
+from tests.toys import PerceptronPolicy
+from tests.train.toy_run import DIMENSIONS, Constant, Quadratic, quiet, toy_config, toy_trainer, weights
+
+PLANS = {
+    "plain": {"kind": "plain"},
+    "window": {"kind": "window", "size": 2, "low": 0, "high": 4},
+    "branch": {"kind": "branch", "mode": "early_k", "k": 3, "children": 6},
+    "split": {"kind": "split", "at": 2, "children": 4},
+    "cascade": {"kind": "cascade", "at": [0, 2], "children": 2, "last_step_noise": False},
+}
+ROOTS = {"plain": 12, "window": 12, "branch": 2, "split": 4, "cascade": 4}  # start noises a prompt
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_every_plan_learns_through_the_trainer(kind) -> None:
+    config = toy_config(sampling={"plan": PLANS[kind], "samples_per_prompt": ROOTS[kind]})
+    trainer, _ = toy_trainer(config)
+    rewards = [trainer.run(index, quiet)[0]["reward"] for index in range(30)]
+    assert sum(rewards[:2]) / 2 < -0.8  # the exact flow: variance .49 + .64 of the offset, less what the grid loses
+    assert sum(rewards[-3:]) / 3 > -0.35
+
+
+def test_first_update_is_exactly_on_policy() -> None:
+    config = toy_config(objective={"kl": {"kind": "gaussian", "beta": 0.0}})
+    trainer, pipeline = toy_trainer(config)
+    before = weights(pipeline)
+    row = trainer.run(0, quiet)[0]
+    assert row["ratio_max_deviation"] == 0.0
+    assert row["ratio_mean"] == 1.0
+    assert row["clip_fraction"] == 0.0
+    assert row["loss"] == pytest.approx(0.0, abs=1e-6)  # minus the mean of advantages that are zero-mean in a group
+    assert row["kl"] == 0.0
+    assert not torch.equal(before, weights(pipeline))
+    assert trainer.run(1, quiet)[0]["kl"] > 0.0
+
+
+def test_gradient_of_the_first_update_is_that_of_reinforce() -> None:
+    """At ratio 1 the clipped surrogate's gradient is -A grad log p, whatever the clip range (T13)."""
+    norms = []
+    for clip_range in (1e-6, 0.5):
+        trainer, _ = toy_trainer(toy_config(objective={"clip_range": clip_range}))
+        norms.append(trainer.run(0, quiet)[0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+    assert norms[0] > 0
+
+
+def test_later_updates_of_a_rollout_are_off_policy() -> None:
+    config = toy_config(training={"updates_per_rollout": 2, "rollouts": 4})
+    rows = toy_trainer(config)[0].run(0, quiet)
+    assert [row["update"] for row in rows] == [0, 1]
+    assert rows[0]["ratio_max_deviation"] == 0.0
+    assert rows[1]["ratio_max_deviation"] > 0.0
+
+
+def test_inner_epochs_revisit_the_same_samples() -> None:
+    trainer, _ = toy_trainer(toy_config(training={"inner_epochs": 3}))
+    rows = trainer.run(0, quiet)
+    assert len(rows) == 3
+    assert len({row["reward"] for row in rows}) == 1
+    assert rows[2]["ratio_max_deviation"] > rows[1]["ratio_max_deviation"] > rows[0]["ratio_max_deviation"] == 0.0
+
+
+@pytest.mark.parametrize("micro_batch", [7, 1000])
+def test_micro_batches_do_not_change_the_update(micro_batch) -> None:
+    reference, pipeline = toy_trainer(toy_config())
+    other, split = toy_trainer(
+        toy_config(training={"micro_batch": micro_batch}, sampling={"micro_batch": micro_batch, "steps": 6})
+    )
+    for index in range(2):
+        reference.run(index, quiet)
+        other.run(index, quiet)
+    torch.testing.assert_close(weights(split), weights(pipeline), rtol=1e-4, atol=1e-6)
+
+
+def test_forwards_and_rewards_are_counted() -> None:
+    config = toy_config()
+    trainer, pipeline = toy_trainer(config)
+    row = trainer.run(0, quiet)[0]
+    assert row["denoiser_forwards"] == trainer.forwards == 4 * 12 * 6
+    assert row["reward_calls"] == trainer.reward_calls == 4 * 12
+    assert sum(pipeline.batches) == 4 * 12 * 6 + 4 * 12 * 5  # sampling, and five recorded steps once in training
+
+
+def test_equal_rewards_change_nothing() -> None:
+    trainer, pipeline = toy_trainer(toy_config(), reward=Constant())
+    before = weights(pipeline)
+    row = trainer.run(0, quiet)[0]
+    assert row["zero_variance_groups"] == 1.0
+    assert row["rows"] == 0
+    assert torch.equal(before, weights(pipeline))
+
+
+def test_noise_aware_weights_change_the_update_and_have_mean_one() -> None:
+    plain, first = toy_trainer(toy_config())
+    weighted, second = toy_trainer(toy_config(objective={"weight": "noise_aware"}))
+    plain.run(0, quiet)
+    weighted.run(0, quiet)
+    assert not torch.allclose(weights(first), weights(second))
+    batch = weighted._sample(1, quiet)[0]
+    table = weighted._step_weights(batch)
+    assert float(table[:5].mean()) == pytest.approx(1.0, abs=1e-6)
+    assert float(table[5]) == 0.0  # the last step is not trained
+
+
+def test_kl_term_pulls_back_to_the_reference() -> None:
+    distances = []
+    for beta in (0.0, 30.0):
+        config = toy_config(objective={"kl": {"kind": "gaussian", "beta": beta}})
+        trainer, _ = toy_trainer(config)
+        distances.append([trainer.run(index, quiet)[0]["kl"] for index in range(12)][-1])
+    assert distances[1] < 0.5 * distances[0]
+
+
+class _Stray(PerceptronPolicy):
+    """Disagrees with itself between sampling and training."""
+
+    def forward(self, x: Tensor, t: Tensor, offset: Tensor) -> Tensor:
+        return super().forward(x, t, offset) + (0.01 if torch.is_grad_enabled() else 0.0)
+
+
+class _Broken(PerceptronPolicy):
+    """Overflows in training."""
+
+    def forward(self, x: Tensor, t: Tensor, offset: Tensor) -> Tensor:
+        return super().forward(x, t, offset) * (float("inf") if torch.is_grad_enabled() else 1.0)
+
+
+def test_guard_ratio_of_the_first_update() -> None:
+    trainer, _ = toy_trainer(toy_config(), network=_Stray(DIMENSIONS))
+    with pytest.raises(RuntimeError, match=r"first update deviates from 1 by .* same micro_batch"):
+        trainer.run(0, quiet)
+
+
+def test_guard_non_finite_loss_names_steps_and_prompts() -> None:
+    trainer, _ = toy_trainer(toy_config(), network=_Broken(DIMENSIONS))
+    with pytest.raises(FloatingPointError, match=r"loss is not finite at update 0, steps \[.*\].*sigma.*prompts"):
+        trainer.run(0, quiet)
+
+
+def test_guard_weights_that_do_not_move() -> None:
+    trainer, _ = toy_trainer(toy_config(training={"learning_rate": 1e-30, "weight_decay": 0.0}))
+    with pytest.raises(RuntimeError, match=r"no weight moved.*training\.learning_rate"):
+        trainer.run(0, quiet)
+
+
+@dataclass(frozen=True)
+class _Bad(Quadratic):
+    def score(self, media: Tensor, prompts: list[str], *, sigma: float | None = None) -> RewardOutput:  # type: ignore[override]
+        return RewardOutput(torch.tensor([float("nan")] + [0.0] * (len(prompts) - 1)))
+
+
+def test_guard_reward_that_is_no_number() -> None:
+    trainer, _ = toy_trainer(toy_config(), reward=_Bad())
+    with pytest.raises(ValueError, match=r"reward quadratic gave nan for '0\.\d\d'"):
+        trainer.run(0, quiet)
+
+
+WORKER = """
+import sys, torch
+from tests.train.toy_run import quiet, toy_config, toy_trainer, weights
+torch.set_num_threads(1)
+config = toy_config(sampling={"prompts_per_update": 5}, objective={"advantage": {"std": sys.argv[2]}})
+trainer, pipeline = toy_trainer(config)
+rows = [trainer.run(index, quiet)[0] for index in range(3)]
+if trainer._runtime.is_main:
+    torch.save({"weights": weights(pipeline), "reward": rows[-1]["reward"], "kept": rows[-1]["rows"]}, sys.argv[1])
+trainer._runtime.close()
+"""
+
+
+@pytest.mark.multiproc
+@pytest.mark.parametrize("std", ["group", "global"])
+def test_two_and_three_processes_equal_one(tmp_path, std) -> None:
+    """Five prompts do not divide by two or three; every group stays whole and weighs the same."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    results = []
+    for world in (1, 2, 3) if std == "group" else (1, 2):
+        file = tmp_path / f"{world}.pt"
+        root = Path(__file__).parents[2]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+        done = subprocess.run(
+            [*launch, str(script), str(file), std], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(torch.load(file, weights_only=True))
+    for other in results[1:]:
+        torch.testing.assert_close(other["weights"], results[0]["weights"], rtol=1e-5, atol=1e-6)
+        assert other["reward"] == pytest.approx(results[0]["reward"], abs=1e-6)
+        assert other["kept"] == results[0]["kept"]
