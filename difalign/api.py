@@ -125,7 +125,9 @@ def sample(
 
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts or samples_per_prompt < 1:
-        raise ValueError(f"got {len(texts)} prompts and samples_per_prompt={samples_per_prompt}; both must be at least 1")
+        raise ValueError(
+            f"got {len(texts)} prompts and samples_per_prompt={samples_per_prompt}; both must be at least 1"
+        )
     model, default_steps = _resolve(pipeline, guidance)
     prompt_index = torch.arange(len(texts)).repeat_interleave(samples_per_prompt)
     walk = rollout(

@@ -104,12 +104,19 @@ def _describe_pieces(relative: Array, labels: NDArray[np.intp], number: int) -> 
     y = np.bincount(piece, alpha * (row + 0.5), minlength=number) / weight
     owner = np.zeros(number, dtype=np.intp)
     owner[piece] = image
-    shape, iou, radius = _match_shapes(piece, row, col, alpha, x, y, area)
+    shape, iou, radius = _match_shapes(piece, row, col, alpha, x=x, y=y, area=area)
     return _Pieces(owner, color, shape, area, residual, x, y, radius, iou)
 
 
 def _match_shapes(
-    piece: NDArray[np.intp], row: NDArray[np.intp], col: NDArray[np.intp], alpha: Array, x: Array, y: Array, area: Array
+    piece: NDArray[np.intp],
+    row: NDArray[np.intp],
+    col: NDArray[np.intp],
+    alpha: Array,
+    *,
+    x: Array,
+    y: Array,
+    area: Array,
 ) -> tuple[NDArray[np.intp], Array, Array]:
     """The best shape of each piece, with its soft IoU and radius."""
     left, top = np.floor(x).astype(int) - _HALF, np.floor(y).astype(int) - _HALF

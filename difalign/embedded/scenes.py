@@ -89,7 +89,10 @@ class SceneSpec:
     @property
     def caption(self) -> str:
         """The caption in words."""
-        phrases = [f"a {thing}" if n == 1 else f"{NUMBER_WORDS[n]} {thing.color} {PLURALS[thing.shape]}" for n, thing in self.groups]
+        phrases = [
+            f"a {thing}" if n == 1 else f"{NUMBER_WORDS[n]} {thing.color} {PLURALS[thing.shape]}"
+            for n, thing in self.groups
+        ]
         if self.place:
             return f"{phrases[0]} at the {self.place}"
         return (f" {self.relation} " if self.relation else " and ").join(phrases)
@@ -98,7 +101,8 @@ class SceneSpec:
 ALL_THINGS = tuple(Thing(color, shape) for color in COLORS for shape in SHAPES)
 
 _SINGULAR = {plural: shape for shape, plural in PLURALS.items()}
-_THING = rf"(?P<number{{0}}>a|two|three|four) (?P<color{{0}}>{'|'.join(COLORS)}) (?P<shape{{0}}>{'|'.join((*SHAPES, *_SINGULAR))})"
+_SHAPE_WORDS = "|".join((*SHAPES, *_SINGULAR))
+_THING = rf"(?P<number{{0}}>a|two|three|four) (?P<color{{0}}>{'|'.join(COLORS)}) (?P<shape{{0}}>{_SHAPE_WORDS})"
 _CAPTION = re.compile(
     _THING.format(1)
     + rf"(?: at the (?P<place>{'|'.join(PLACES)})| (?P<joint>and|{'|'.join(RELATIONS)}) {_THING.format(2)})?"
@@ -115,8 +119,8 @@ def parse_caption(caption: str) -> SceneSpec:
     spec = _spec_from_match(match) if match else None
     if spec is None:
         raise ValueError(
-            f"caption {caption!r} is not in the scene grammar; say for instance 'a red circle', 'a red circle at the left', "
-            "'three blue squares', 'a red circle and a blue square', 'a red circle left of a blue square' or "
+            f"caption {caption!r} is not in the scene grammar; say for instance 'a red circle', "
+            "'a red circle at the left', 'three blue squares', 'a red circle and a blue square', 'a red circle left of a blue square' or "
             f"'two red circles and a blue square' (colours: {', '.join(COLORS)}; shapes: {', '.join(SHAPES)})"
         )
     return spec

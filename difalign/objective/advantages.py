@@ -66,7 +66,7 @@ def group_advantages(
     centred = values - mean[inverse]
     freedom = (size - ddof).clamp_min(1)  # a single row has no spread whatever ddof says
     group_std = (_group_sum(centred.square(), inverse, ids.numel()) / freedom).sqrt()
-    zero_variance = (group_std < ZERO_STD) | (size == 1)
+    zero_variance = group_std < ZERO_STD
     overall = reward_std(rewards, ddof=ddof) if global_std is None else global_std
     divisor = _DIVISORS[std](_Spread(group_std=group_std, overall=overall, eps=eps))
     advantage = torch.where(zero_variance[inverse], 0.0, centred / divisor[inverse])

@@ -53,8 +53,8 @@ def ddim_eta_rule(levels: Levels, noise_level: Tensor) -> Tensor:
     alpha^2 + sigma^2 = 1, and its counterpart for any other alpha and sigma, rectified flow included.
     """
     forward_variance = levels.sigma.square() - (levels.alpha / levels.alpha_next * levels.sigma_next).square()
-    # Between equal levels rounding may leave a variance just below 0.
-    return noise_level * (levels.sigma_next / levels.sigma) * forward_variance.clamp_min(0).sqrt()
+    # Never below 0, in floating point either: alpha <= alpha_next and sigma_next <= sigma.
+    return noise_level * (levels.sigma_next / levels.sigma) * forward_variance.sqrt()
 
 
 FLOW_RULES: Mapping[str, NoiseRule] = {"flow_grpo": flow_grpo_rule, "dance": dance_rule, "wan": wan_rule}

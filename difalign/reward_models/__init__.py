@@ -1,0 +1,1 @@
+"""Scorers: one a file, and the weighted sum of several."""

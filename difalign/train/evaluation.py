@@ -72,7 +72,8 @@ def evaluate(
         part, spent = _evaluate_rows(pipeline, reward, prompts, [keys[row] for row in rows], plan)
         forwards += spent
         samples += [
-            _Sample(row, record, image if row in shown else None) for row, (record, image) in zip(rows, part, strict=True)
+            _Sample(row, record, image if row in shown else None)
+            for row, (record, image) in zip(rows, part, strict=True)
         ]
         if progress is not None:
             progress(min(start + plan.micro_batch, len(mine)), len(mine))

@@ -58,6 +58,7 @@ class PolicyGradient:
         pipeline: TrainablePipeline,
         reward: RewardModel,
         prompts: Sequence[Prompt],
+        *,
         plans: PlanSchedule,
         config: RunConfig,
         runtime: Runtime,
@@ -81,7 +82,9 @@ class PolicyGradient:
             )
         )
         ema = training.ema
-        self.average = MovingAverage(self._parameters, max_decay=ema.max_decay, every=ema.every) if ema.enabled else None
+        self.average = (
+            MovingAverage(self._parameters, max_decay=ema.max_decay, every=ema.every) if ema.enabled else None
+        )
         self.updates = 0
         self.forwards = 0  # of all processes, in sampling
         self.reward_calls = 0  # likewise
@@ -183,7 +186,7 @@ class PolicyGradient:
             weights = self._step_weights(batch)
             chunks = _even_chunks(rows, self._config.training.micro_batch)
             for done, chunk in enumerate(chunks):
-                self._backward(batch, advantages.advantage, chunk, weights, total, meter)
+                self._backward(batch, advantages.advantage, chunk, weights=weights, total=total, meter=meter)
                 report("training", done + 1, len(chunks))
             self._step(index, meter)
         row = meter.row()
@@ -211,7 +214,7 @@ class PolicyGradient:
         return step_weights(rule, self._pipeline.process, self._grid, steps, noise_level=walks.noise_level[first])
 
     def _backward(
-        self, batch: Batch, advantage: Tensor, rows: Tensor, weights: Tensor, total: int, meter: Meter
+        self, batch: Batch, advantage: Tensor, rows: Tensor, *, weights: Tensor, total: int, meter: Meter
     ) -> None:
         objective, device = self._config.objective, self._pipeline.device
         walks = batch.scored.trajectories
@@ -292,7 +295,7 @@ class PolicyGradient:
         allowed = _ROUNDING if exact else self._config.objective.clip_range / 10
         if deviation > allowed:
             raise RuntimeError(
-                f"the importance ratio of the first update deviates from 1 by {deviation:.3g}, more than {allowed:.3g}: "
+                f"the importance ratio of the first update deviates from 1 by {deviation:.3g}, above {allowed:.3g}: "
                 "sampling and training do not evaluate the same policy. Give sampling and training the same "
                 "micro_batch, and check that the network holds no dropout"
             )

@@ -73,7 +73,12 @@ class _Run:
     def run(self) -> dict[str, Any]:
         started = time.perf_counter()
         trainer = PolicyGradient(
-            self.task.pipeline, self.task.reward, self.task.prompts, self.task.plans, self.config, self.runtime
+            self.task.pipeline,
+            self.task.reward,
+            self.task.prompts,
+            plans=self.task.plans,
+            config=self.config,
+            runtime=self.runtime,
         )
         base = self._evaluate(trainer, 0, "base")
         training_started = time.perf_counter()

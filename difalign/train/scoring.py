@@ -50,7 +50,9 @@ def decode_and_score(
     total = torch.cat(scores)
     bad = (~total.isfinite()).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(f"reward {reward.name} gave {total[bad[0]]} for {prompts[bad[0]]!r}; it must be a finite number")
+        raise ValueError(
+            f"reward {reward.name} gave {total[bad[0]]} for {prompts[bad[0]]!r}; it must be a finite number"
+        )
     kept = torch.cat(pixels) if keep_pixels else None
     return Media(total, {name: torch.cat(parts) for name, parts in components.items()}, kept)
 

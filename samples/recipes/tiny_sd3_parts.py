@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +15,27 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from diffusers.models.attention_processor import Attention
-from tiny_text import NULL_WIDTH, build_null_encoder, build_null_tokenizer, build_text_encoder, build_tokenizer, token_ids
+from tiny_text import (
+    NULL_WIDTH,
+    build_null_encoder,
+    build_null_tokenizer,
+    build_text_encoder,
+    build_tokenizer,
+    token_ids,
+)
 from torch import Tensor, nn
 
 from difalign.embedded.scenes import KINDS, SIZE, Kind
 from difalign.embedded.verifier import verify
 
 LATENT = SIZE // 2
+CHANNELS = 2
 PATCH = 6  # latent pixels; one patch is one cell of the 3 x 3 grid
+# A patch holds 72 numbers and the network is 96 wide. With more numbers than width (4 channels: 144) the noise of a
+# patch does not fit through: specks stay in the background and no room is left for the position of a token.
+
+
+ZERO_START = re.compile(r"norm1(_context)?\.linear$|^norm_out\.linear$|^proj_out$")
 
 
 def build_transformer() -> SD3Transformer2DModel:
@@ -29,22 +43,21 @@ def build_transformer() -> SD3Transformer2DModel:
     transformer = SD3Transformer2DModel(
         sample_size=LATENT,
         patch_size=PATCH,
-        in_channels=4,
-        out_channels=4,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
         num_layers=6,
         attention_head_dim=32,
         num_attention_heads=3,
         joint_attention_dim=NULL_WIDTH,
         caption_projection_dim=96,
         pooled_projection_dim=128,
-        pos_embed_max_size=8,
+        pos_embed_max_size=LATENT // PATCH,
         qk_norm="rms_norm",
     )
     for name, module in transformer.named_modules():
-        if isinstance(module, nn.Linear) and (name.endswith(".linear") or name == "proj_out"):
-            if ".norm1" in name or "norm_out" in name or name == "proj_out":
-                nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear) and (ZERO_START.search(name)):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
     return transformer
 
 
@@ -69,7 +82,6 @@ class WeightedNullToken:
         attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Image and text tokens after joint attention."""
 
@@ -77,7 +89,9 @@ class WeightedNullToken:
             return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
         image = [heads(project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v)]
-        text = [heads(project(encoder_hidden_states)) for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)]
+        text = [
+            heads(project(encoder_hidden_states)) for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        ]
         query = torch.cat([attn.norm_q(image[0]), attn.norm_added_q(text[0])], dim=2)
         key = torch.cat([attn.norm_k(image[1]), attn.norm_added_k(text[1])], dim=2)
         value = torch.cat([image[2], text[2]], dim=2)
@@ -112,24 +126,27 @@ class TinySD3(nn.Module):
         return hidden, torch.cat([output.text_embeds for output in outputs], dim=-1)
 
     def forward(self, x: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
-        """The velocity noise - x0, [N, 4, LATENT, LATENT]; sigma is [N]."""
+        """The velocity noise - x0, [N, CHANNELS, LATENT, LATENT]; sigma is [N]."""
         hidden, pooled = self.encode(ids)
-        return self.transformer(x, encoder_hidden_states=hidden, pooled_projections=pooled, timestep=sigma * 1000).sample
+        return self.transformer(
+            x, encoder_hidden_states=hidden, pooled_projections=pooled, timestep=sigma * 1000
+        ).sample
 
 
 @torch.no_grad()
 def sample_latents(
     model: TinySD3, ids: Tensor, *, steps: int, guidance: float, generator: torch.Generator, batch: int = 250
 ) -> Tensor:
-    """Euler ODE from noise, [N, 4, LATENT, LATENT]; guidance 1 means the conditional branch alone."""
+    """Euler ODE from noise, [N, CHANNELS, LATENT, LATENT]; guidance 1 means the conditional branch alone."""
     device = ids.device
     empty = token_ids(model.tokenizer, [""]).to(device)
     scheduler = build_scheduler()
     scheduler.set_timesteps(steps)
     sigmas = scheduler.sigmas
-    noise = torch.randn(len(ids), 4, LATENT, LATENT, generator=generator).to(device)
+    noise = torch.randn(len(ids), CHANNELS, LATENT, LATENT, generator=generator).to(device)
     done = []
-    for x, chunk in zip(noise.split(batch), ids.split(batch), strict=True):
+    for start, chunk in zip(noise.split(batch), ids.split(batch), strict=True):
+        x = start
         both = torch.cat([empty.expand(len(chunk), -1), chunk]) if guidance != 1 else chunk
         for i in range(steps):
             sigma = sigmas[i].to(device).expand(len(both))

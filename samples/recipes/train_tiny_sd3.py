@@ -28,14 +28,14 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scene_data import draw_images, draw_specs, training_specs
-from tiny_sd3_parts import LATENT, TinySD3, evaluate, save_pipeline
+from tiny_sd3_parts import CHANNELS, LATENT, TinySD3, evaluate, save_pipeline
 from tiny_text import token_ids
 from torch import Tensor
 
 from difalign.embedded.scenes import KINDS, Kind, all_specs, is_held_out
 
 CAPTION_DROPOUT = 0.1
-EMA_DECAY = 0.9995
+EMA_DECAY = 0.999
 WARMUP_STEPS = 200
 
 
@@ -43,15 +43,15 @@ WARMUP_STEPS = 200
 class Data:
     """Encoded training scenes."""
 
-    latents: np.memmap  # [N, 4, LATENT, LATENT] float16, posterior means
+    latents: np.memmap  # [N, CHANNELS, LATENT, LATENT] float16, posterior means
     ids: Tensor  # [N, tokens] int64
 
 
-def prepare_data(folder: Path, vae: AutoencoderKL, model: TinySD3, scenes: int, seed: int, rank: int) -> Data:
+def prepare_data(folder: Path, vae: AutoencoderKL, model: TinySD3, *, scenes: int, seed: int, rank: int) -> Data:
     """Draw and encode the scenes once; other processes wait and share the file."""
     path = folder / "latents.f16"
     meta = folder / "latents.json"
-    shape = (scenes, 4, LATENT, LATENT)
+    shape = (scenes, CHANNELS, LATENT, LATENT)
     captions_path = folder / "captions.txt"
     if rank == 0 and not meta.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,9 @@ def save_sheet(images: Tensor, columns: int, path: Path, scale: int = 3) -> None
     """A contact sheet, one row a kind."""
     grid = torch.cat([torch.cat(list(row), dim=2) for row in images.split(columns)], dim=1)
     pixels = (grid.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    Image.fromarray(pixels).resize((pixels.shape[1] * scale, pixels.shape[0] * scale), Image.Resampling.NEAREST).save(path)
+    Image.fromarray(pixels).resize((pixels.shape[1] * scale, pixels.shape[0] * scale), Image.Resampling.NEAREST).save(
+        path
+    )
 
 
 @dataclass
@@ -176,7 +178,12 @@ class State:
 
 def report(state: State, vae: AutoencoderKL, out: Path, loss: float, samples: int) -> None:
     """Append a row to the curve and redraw the contact sheet, from the averaged weights."""
-    row: dict[str, float | int] = {"step": state.step, "samples": samples, "seconds": round(state.seconds, 1), "loss": loss}
+    row: dict[str, float | int] = {
+        "step": state.step,
+        "samples": samples,
+        "seconds": round(state.seconds, 1),
+        "loss": loss,
+    }
     for name, held_out in (("heldout", True), ("train", False)):
         figures, images = evaluate(state.ema, vae, evaluation_captions(30, held_out), guidance=4.0)
         row |= {f"{name}/{key}": round(value, 4) for key, value in figures.items()}
@@ -208,7 +215,7 @@ def train(args: argparse.Namespace, rank: int, world: int, device: torch.device)
     torch.manual_seed(args.seed)  # initial weights, equal on all processes
     vae = AutoencoderKL.from_pretrained(args.vae).eval().requires_grad_(False)
     model = TinySD3()
-    data = prepare_data(args.out / "data", vae, model, args.scenes, args.seed, rank)
+    data = prepare_data(args.out / "data", vae, model, scenes=args.scenes, seed=args.seed, rank=rank)
     vae, model = vae.to(device), model.to(device)
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(

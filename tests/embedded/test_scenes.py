@@ -60,7 +60,7 @@ def test_number_of_scenes() -> None:
     ],
 )
 def test_captions_outside_the_grammar_are_refused_with_examples(caption) -> None:
-    with pytest.raises(ValueError, match="not in the scene grammar.*a red circle left of a blue square"):
+    with pytest.raises(ValueError, match=r"not in the scene grammar.*a red circle left of a blue square"):
         parse_caption(caption)
 
 

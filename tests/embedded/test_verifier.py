@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -134,7 +136,7 @@ def test_partial_rises_with_every_thing_that_is_right() -> None:
         partial(("red", "circle", right), ("blue", "square", left)),
         partial(("red", "circle", left), ("blue", "square", right)),
     ]
-    assert all(a < b for a, b in zip(ladder, ladder[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(ladder))
     assert ladder[-1] == 1.0
 
 

@@ -91,6 +91,13 @@ def test_equal_rewards_give_exactly_zero(std: StdMode, dtype: torch.dtype) -> No
         assert result.zero_variance.all()
 
 
+def test_rewards_count_as_the_float32_values_that_models_return() -> None:
+    rewards = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    result = group_advantages(rewards, torch.tensor([0, 1]))
+    assert result.mean.tolist() == rewards.float().tolist()
+    assert reward_std(rewards) == reward_std(rewards.float())
+
+
 def test_float32_statistics_would_not_give_zero() -> None:
     """The pitfall: in float32 with eps 1e-8, saturated groups get advantages of order 1 out of rounding."""
     rewards = (torch.rand(2000, 1) * 30).expand(2000, 12)

@@ -188,6 +188,16 @@ def test_ratio_norm_carries_gradient_at_the_first_update() -> None:
     torch.testing.assert_close(policy.gradient(result.loss.mean()), expected, atol=1e-10, rtol=0)
 
 
+def test_ratio_norm_takes_the_old_mean_as_data() -> None:
+    old, new, noise = gaussian_pair(3, 5)
+    x_next = sample(old, noise)
+    new_mean, old_mean = new.mean.clone().requires_grad_(), old.mean.clone().requires_grad_()
+    step = GaussianStep(new_mean, new.std)
+    RatioNorm(step, old_mean)(log_prob(step, x_next), log_prob(old, x_next)).sum().backward()
+    assert old_mean.grad is None
+    assert new_mean.grad is not None
+
+
 # ---------------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.1), (0.1, 0.0), (-0.1, 0.1), (1.5, 0.1)])
 def test_an_empty_clip_range_is_refused(low: float, high: float) -> None:

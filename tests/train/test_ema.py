@@ -40,7 +40,13 @@ def test_own_weights_come_back_bit_for_bit_even_after_an_error() -> None:
         weight.mul_(1.37)
     average.update()
     own = weight.detach().clone()
-    with pytest.raises(KeyError), average.applied():
-        assert not torch.equal(weight, own)
+    seen: list[torch.Tensor] = []
+
+    def fail() -> None:
+        seen.append(weight.detach().clone())
         raise KeyError
+
+    with pytest.raises(KeyError), average.applied():
+        fail()
+    assert not torch.equal(seen[0], own)
     assert torch.equal(weight, own)

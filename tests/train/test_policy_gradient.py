@@ -196,7 +196,12 @@ def test_two_and_three_processes_equal_one(tmp_path, std) -> None:
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
         done = subprocess.run(
-            [*launch, str(script), str(file), std], env=environment, capture_output=True, text=True, timeout=300
+            [*launch, str(script), str(file), std],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(torch.load(file, weights_only=True))

@@ -109,9 +109,9 @@ def toy_trainer(
         pipeline,
         Quadratic() if reward is None else reward,
         prompts,
-        lambda rollout: build_plans(config, rollout=rollout),
-        config,
-        Runtime(),
+        plans=lambda rollout: build_plans(config, rollout=rollout),
+        config=config,
+        runtime=Runtime(),
     )
     return trainer, pipeline
 
@@ -123,5 +123,3 @@ def quiet(phase: str, done: int, total: int) -> None:
 def weights(pipeline: TrainableToy) -> Tensor:
     """All weights as one vector."""
     return torch.cat([parameter.detach().reshape(-1) for parameter in pipeline.network.parameters()])
-
-
