@@ -7,6 +7,7 @@ renderer's own drawing of every shape at the mask's centroid and area. What no d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,8 @@ def parse_images(images: Array) -> list[ParsedImage]:
         raise ValueError(f"the verifier reads RGB images [N, 3, H, W] in [0, 1], got an array of shape {images.shape}")
     relative = np.nan_to_num(images.astype(np.float32) - _BG[:, None, None], nan=0.0, posinf=0.0, neginf=0.0)
     contrast = np.abs(relative).max(axis=1)  # [N, H, W]
-    seeds, number = ndimage.label(contrast > _SEED_CONTRAST, structure=_IN_PLANE)
+    labelled = ndimage.label(contrast > _SEED_CONTRAST, structure=_IN_PLANE)
+    seeds, number = cast("tuple[NDArray[np.intp], int]", labelled)
     labels = np.where(seeds > 0, seeds, ndimage.maximum_filter(seeds, size=(1, 3, 3)))
     pieces = _describe_pieces(relative, labels, number)
     return _collect(contrast, labels, pieces)
@@ -98,7 +100,7 @@ def _describe_pieces(relative: Array, labels: NDArray[np.intp], number: int) -> 
     color = by_color.argmin(axis=1)
     residual = np.sqrt(by_color[np.arange(number), color] / size)
     alpha = alpha[np.arange(len(piece)), color[piece]]
-    area = np.bincount(piece, alpha, minlength=number)
+    area = np.bincount(piece, alpha, minlength=number).astype(np.float64)
     weight = np.maximum(area, 1e-6)
     x = np.bincount(piece, alpha * (col + 0.5), minlength=number) / weight
     y = np.bincount(piece, alpha * (row + 0.5), minlength=number) / weight

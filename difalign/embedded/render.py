@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from difalign.embedded.scenes import BACKGROUND, COLORS, SHAPES, SIZE, Placed
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 _SQUARE_HALF = 0.90  # half side of the square, in radii
 _CROSS_ARM = 0.36  # half width of the cross's arms, in radii

@@ -120,7 +120,8 @@ def parse_caption(caption: str) -> SceneSpec:
     if spec is None:
         raise ValueError(
             f"caption {caption!r} is not in the scene grammar; say for instance 'a red circle', "
-            "'a red circle at the left', 'three blue squares', 'a red circle and a blue square', 'a red circle left of a blue square' or "
+            "'a red circle at the left', 'three blue squares', 'a red circle and a blue square', "
+            "'a red circle left of a blue square' or "
             f"'two red circles and a blue square' (colours: {', '.join(COLORS)}; shapes: {', '.join(SHAPES)})"
         )
     return spec
