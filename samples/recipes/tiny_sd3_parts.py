@@ -82,6 +82,7 @@ class WeightedNullToken:
         attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,  # noqa: ARG002  # diffusers passes it by name, SD3 never sets it
     ) -> tuple[Tensor, Tensor]:
         """Image and text tokens after joint attention."""
 
