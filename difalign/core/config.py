@@ -21,6 +21,7 @@ from difalign.core.cross_checks import contradictions
 RuleName = Literal["flow_grpo", "dance", "wan", "cps", "ddim_eta"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 WeightName = Literal["uniform", "noise_aware", "inverse_step_size"]
+LogProbName = Literal["gaussian", "squared_error"]
 KLName = Literal["none", "flow_grpo", "gaussian", "velocity", "x0"]
 WindowStrategy = Literal["fixed", "random", "progressive", "decay", "exp_decay"]
 OptionValue = str | int | float | bool | None
@@ -129,6 +130,7 @@ class ObjectiveConfig(Section):
     """What is optimised."""
 
     advantage: AdvantageConfig = AdvantageConfig()
+    log_prob: LogProbName = "gaussian"  # own: the density; Flow-CPS's code (arXiv 2509.05952): squared_error
     clip_range: Positive = 1e-4  # FG; 1e-5 in its window recipes (log-prob is a mean over latent elements)
     kl: KLConfig = KLConfig()
     weight: WeightName = "uniform"  # FG; TF: noise_aware; GRPO-Guard (arXiv 2510.22319): inverse_step_size

@@ -97,33 +97,6 @@ def informative_rows(advantage: Tensor) -> Tensor:
     return advantage.nonzero().flatten()
 
 
-def kept_count(informative: Sequence[int], *, multiple: int = 1) -> int:
-    """How many rows every process keeps: the largest count of any, rounded up to a multiple.
-
-    Equal counts keep the number of backward passes equal, without which gradient all-reduce deadlocks, and
-    let every surviving row weigh the same. 0 if no process has an informative row.
-    """
-    return -(-max(informative) // multiple) * multiple
-
-
-def fill_rows(advantage: Tensor, *, count: int, generator: torch.Generator) -> Tensor:
-    """All informative rows and randomly chosen others, ``count`` in all, [count] int64 in rising order.
-
-    Raises:
-        ValueError: if count is smaller than the number of informative rows or larger than that of all rows.
-    """
-    kept = informative_rows(advantage)
-    missing = count - kept.numel()
-    if missing < 0 or count > advantage.numel():
-        raise ValueError(
-            f"count must lie between {kept.numel()} informative and {advantage.numel()} available rows, got {count}; "
-            "make the rows of a process a multiple of its micro-batches"
-        )
-    dropped = (advantage == 0).nonzero().flatten()
-    chosen = dropped[torch.randperm(dropped.numel(), generator=generator)[:missing].to(dropped.device)]
-    return torch.cat([kept, chosen]).sort().values
-
-
 @dataclass(frozen=True, slots=True)
 class _Spread:
     """What the centred rewards may be divided by."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from difalign.core.config import RunConfig
+from difalign.core.gaussian import LOG_PROBS
 from difalign.core.prompts import Prompt
 from difalign.core.protocols import Condition, RewardModel, TrainablePipeline
 from difalign.core.rng import generator, row_seed
@@ -68,6 +69,7 @@ class PolicyGradient:
         self._reward = reward
         self._prompts = prompts
         self._plans = plans
+        self._log_prob = LOG_PROBS[config.objective.log_prob]
         self._config = config
         self._runtime = runtime
         self._grid: NoiseGrid = pipeline.grid(config.sampling.steps)
@@ -138,6 +140,7 @@ class PolicyGradient:
                 grid=self._grid,
                 micro_batch=sampling.micro_batch,
                 storage_dtype=getattr(torch, sampling.storage_dtype),
+                log_prob=self._log_prob,
                 progress=lambda done, total: report("sampling", done, total),
             )
         leaf_texts = [texts[p] for p in prompt_index[walks.final_root.cpu()].tolist()]
@@ -226,6 +229,7 @@ class PolicyGradient:
                 condition=batch.condition,
                 prompt_index=batch.prompt_index,
                 grid=self._grid,
+                log_prob=self._log_prob,
             )
         surrogate = clipped_surrogate(
             new.log_prob,

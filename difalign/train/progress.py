@@ -8,6 +8,8 @@ from typing import Protocol, Self, final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 _LINE_SECONDS = 10.0  # between two plain lines
 
@@ -31,6 +33,10 @@ class ProgressView(Protocol):
 
     def note(self, text: str) -> None:
         """A line that stays."""
+        ...
+
+    def show(self, table: Table) -> None:
+        """A table that stays."""
         ...
 
 
@@ -61,6 +67,9 @@ class _Silent:
     def note(self, text: str) -> None:
         return None
 
+    def show(self, table: Table) -> None:
+        return None
+
 
 @final
 class _Lines:
@@ -80,13 +89,16 @@ class _Lines:
         now = time.monotonic()
         if now - self._last >= _LINE_SECONDS or done == total:
             self._last = now
-            self._console.print(f"rollout {done}/{total}  {text}", highlight=False, soft_wrap=True)
+            _print_as_it_is(self._console, f"rollout {done}/{total}  {text}")
 
     def phase(self, name: str, done: int, total: int) -> None:
         return None
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        _print_as_it_is(self._console, text)
+
+    def show(self, table: Table) -> None:
+        self._console.print(table)
 
 
 @final
@@ -98,7 +110,7 @@ class _Bars:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
         )
         self._progress = Progress(*columns, console=console)
         self._run = self._progress.add_task("rollouts", total=None, text="")
@@ -120,4 +132,12 @@ class _Bars:
         self._progress.update(self._phase, description=name, completed=done, total=total)
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, soft_wrap=True)
+        _print_as_it_is(self._progress.console, text)
+
+    def show(self, table: Table) -> None:
+        self._progress.console.print(table)
+
+
+def _print_as_it_is(console: Console, text: str) -> None:
+    """One line; a name in square brackets or between colons is no markup."""
+    console.print(Text(text), soft_wrap=True)

@@ -16,6 +16,7 @@ from difalign.core.protocols import RewardModel, TrainablePipeline
 from difalign.report.environment import describe_environment
 from difalign.report.log import RunLog
 from difalign.report.statistics import summarise_gain
+from difalign.report.table import summary_table
 from difalign.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from difalign.train.policy_gradient import PlanSchedule, PolicyGradient
 from difalign.train.progress import ProgressView, progress_view
@@ -109,6 +110,7 @@ class _Run:
             from difalign.report.page import write_report
 
             self.log.write_summary(summary)
+            self.view.show(summary_table(summary))
             self.view.note(f"report: {write_report(self.config.run_folder)}")
         self.runtime.barrier()
         return summary

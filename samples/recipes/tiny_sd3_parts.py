@@ -210,7 +210,10 @@ def save_pipeline(model: TinySD3, vae: AutoencoderKL, folder: Path) -> None:
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder)
     pipeline.to(dtype=torch.float32)
-    for config in folder.glob("text_encoder*/config.json"):
-        # diffusers loads fp16 files as float32 unless told otherwise, transformers as the config says: say the same.
-        values = json.loads(config.read_text()) | {"dtype": "float32"}
-        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    for path in folder.glob("*/config.json"):
+        values = json.loads(path.read_text())
+        values.pop("_name_or_path", None)  # where the autoencoder lay when it was trained
+        if path.parent.name.startswith("text_encoder"):
+            # diffusers loads fp16 files as float32 unless told otherwise, transformers as the config says.
+            values["dtype"] = "float32"
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

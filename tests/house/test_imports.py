@@ -1,4 +1,4 @@
-"""Importing the package and asking for help stay light; measured in a process of their own."""
+"""Importing the package and asking for help load no heavy library; seen in a process of their own."""
 
 from __future__ import annotations
 
@@ -7,45 +7,38 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "scipy", "matplotlib")
-# Seconds of processor time, which a busy machine does not stretch.
-IMPORT_BUDGET = 0.3
-HELP_BUDGET = 0.5
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "scipy")
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
-def measured(body: str) -> tuple[float, set[str]]:
-    """Processor seconds of ``body`` and the heavy libraries that it loaded."""
+def loaded_by(body: str) -> set[str]:
+    """The heavy libraries that ``body`` loads."""
     result = run(
-        "import sys, time\nstart = time.process_time()\n"
-        f"{body}\n"
-        "spent = time.process_time() - start\n"
-        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
-        "sys.stderr.write('\\n' + ' '.join([str(spent), *loaded]))"
+        f"import sys\n{body}\n"
+        f"sys.stderr.write('\\n' + ' '.join(['loaded:', *(name for name in {HEAVY!r} if name in sys.modules)]))"
     )
     assert result.returncode == 0, result.stderr
-    spent, *loaded = result.stderr.splitlines()[-1].split()
-    return float(spent), set(loaded)
+    return set(result.stderr.splitlines()[-1].removeprefix("loaded:").split())
+
+
+def test_the_probe_sees_a_heavy_library():
+    assert "scipy" in loaded_by("import scipy")
 
 
 def test_import_is_light():
-    spent, loaded = measured("import difalign\ndifalign.__version__, dir(difalign)")
-    assert not loaded
-    assert spent < IMPORT_BUDGET
+    assert not loaded_by("import difalign\ndifalign.__version__, dir(difalign)")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
 def test_help_is_light(arguments: list[str]):
-    spent, loaded = measured(
+    assert not loaded_by(
         f"sys.argv = ['difalign', *{arguments!r}]\n"
         "from difalign.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code"
     )
-    assert not loaded
-    assert spent < HELP_BUDGET
 
 
 def test_public_names_resolve():

@@ -7,10 +7,8 @@ import torch
 
 from difalign.objective.advantages import (
     StdMode,
-    fill_rows,
     group_advantages,
     informative_rows,
-    kept_count,
     reward_std,
 )
 
@@ -144,40 +142,6 @@ def test_the_clip_limits_both_sides() -> None:
 def test_informative_rows_are_those_with_an_advantage() -> None:
     assert informative_rows(group_advantages(REWARDS, GROUP).advantage).tolist() == [0, 1, 3]
     assert informative_rows(torch.zeros(4)).tolist() == []
-
-
-def test_every_process_keeps_the_count_of_the_fullest_rounded_up() -> None:
-    assert kept_count([3, 5, 0]) == 5
-    assert kept_count([3, 5, 0], multiple=4) == 8
-    assert kept_count([8, 2], multiple=4) == 8
-    assert kept_count([0, 0], multiple=4) == 0
-
-
-def test_rows_are_filled_up_at_random_from_the_dropped() -> None:
-    advantage = torch.tensor([0.0, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0])
-    seen = set()
-    for seed in range(20):
-        rows = fill_rows(advantage, count=4, generator=torch.Generator().manual_seed(seed))
-        assert rows.unique().numel() == 4
-        assert {1, 4} <= set(rows.tolist())
-        assert rows.tolist() == sorted(rows.tolist())
-        seen |= set(rows.tolist())
-    assert seen == set(range(8))
-    first, again = (fill_rows(advantage, count=4, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(first, again)
-
-
-def test_an_empty_process_can_still_match_the_others() -> None:
-    rows = fill_rows(torch.zeros(6), count=4, generator=torch.Generator().manual_seed(0))
-    assert rows.numel() == 4
-    assert fill_rows(torch.zeros(6), count=0, generator=torch.Generator()).numel() == 0
-
-
-@pytest.mark.parametrize("count", [1, 9])
-def test_an_impossible_count_is_refused(count: int) -> None:
-    advantage = torch.tensor([0.0, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0])
-    with pytest.raises(ValueError, match="2 informative and 8 available"):
-        fill_rows(advantage, count=count, generator=torch.Generator())
 
 
 # ----------------------------------------------------------------------------------------------- bad input
