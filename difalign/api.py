@@ -50,7 +50,7 @@ def load_pipeline(
     rule: RuleName = "flow_grpo",
     device: str | torch.device = "cpu",
 ) -> TrainablePipeline:
-    """Load a pipeline by its card's name, or from a card, a diffusers folder or a folder of a run.
+    """Load a pipeline by its card's name, from the file of a card, or from a diffusers folder.
 
     Args:
         name_or_path: such as "tiny-sd3"; ``difalign pipelines list`` shows the known ones.

@@ -23,6 +23,7 @@ def contradictions(config: RunConfig) -> list[str]:
         _same_latent_in_tree(config),
         _group_of_one(config),
         _average_never_taken(config),
+        _reward_called_total(config),
         _zero_weights(config),
         _zero_spread(config),
     )
@@ -128,6 +129,16 @@ def _average_never_taken(config: RunConfig) -> str | None:
     return (
         f"training.ema.every = {training.ema.every}: the run has only {updates} updates, so the average that is "
         "evaluated and saved would stay untrained; use training.ema.enabled=false, or more training.rollouts"
+    )
+
+
+def _reward_called_total(config: RunConfig) -> str | None:
+    if "total" not in config.rewards:
+        return None
+    card = config.rewards["total"].card or "total"
+    return (
+        "rewards.total: total is the name of the weighted sum of all rewards; "
+        f"use another name, such as rewards.mine.card={card}"
     )
 
 

@@ -22,6 +22,11 @@ class WeightedReward:
     def __post_init__(self) -> None:
         if not self.rewards:
             raise ValueError("a run needs at least one reward; name one under 'rewards:', for instance verifier")
+        if self.name in self.rewards:  # its score would be recorded in the place of the sum
+            raise ValueError(
+                f"a reward cannot be called {self.name!r}: {self.name!r} is the name of the weighted sum; "
+                "give it another name under 'rewards:', with card: NAME"
+            )
 
     @property
     def differentiable(self) -> bool:

@@ -26,6 +26,11 @@ class MovingAverage:
         self._every = every
         self._steps = 0
 
+    @property
+    def taken(self) -> bool:
+        """Whether there is an average yet; until then it holds the weights it began with."""
+        return self._steps >= self._every
+
     @torch.no_grad()
     def update(self) -> None:
         """Count one optimiser step; average at every ``every``-th."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from difalign.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from difalign.train.policy_gradient import PlanSchedule, PolicyGradient
 from difalign.train.progress import ProgressView, progress_view
 from difalign.train.runtime import Runtime
+
+_LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
+_NETWORK_FOLDER = "network"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +49,34 @@ def run_training(config: RunConfig, build: Callable[[Runtime], Task]) -> dict[st
         RuntimeError, FloatingPointError: if a guard stops the run; what was written so far stays.
     """
     runtime = Runtime(mixed_precision=config.training.mixed_precision)
-    task = build(runtime)  # before the folder is touched: a model that cannot be loaded costs no earlier run
-    log = _open_log(config, runtime) if runtime.is_main else None
     try:
+        task = build(runtime)  # before the folder is touched: a model that cannot be loaded costs no earlier run
+        log = _open_log(config, runtime) if runtime.is_main else None
         with progress_view(is_main=runtime.is_main) as view:
-            return _Run(config, task, runtime, log, view).run()
-    finally:
-        runtime.close()
+            summary = _Run(config, task, runtime, log, view).run()
+    except BaseException:
+        runtime.close(failed=True)
+        raise
+    runtime.close()
+    return summary
 
 
 def _open_log(config: RunConfig, runtime: Runtime) -> RunLog:
     log = RunLog(config.run_folder)
     if config.overwrite:
         log.clear()
+        _remove_weights(config.run_folder)
     log.write_config(to_yaml(config))
     log.write_environment(describe_environment(processes=runtime.world))
     return log
+
+
+def _remove_weights(folder: Path) -> None:
+    """Remove what ``_Run._save`` of an earlier run wrote: a run that fails must not leave another's weights behind."""
+    (folder / _LORA_FILE).unlink(missing_ok=True)
+    network = folder / _NETWORK_FOLDER
+    for path in (network / "config.json", *network.glob("diffusion_pytorch_model*")):
+        path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -70,6 +86,7 @@ class _Run:
     runtime: Runtime
     log: RunLog | None
     view: ProgressView
+    evaluation_forwards: int = 0  # of all evaluations and processes
 
     def run(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -103,7 +120,7 @@ class _Run:
             "training_seconds": training_seconds,
             "denoiser_forwards": trainer.forwards,
             "reward_calls": trainer.reward_calls,
-            "evaluation_forwards": base.forwards + tuned.forwards,
+            "evaluation_forwards": self.evaluation_forwards,
             "processes": self.runtime.world,
         }
         if self.log is not None:
@@ -112,7 +129,6 @@ class _Run:
             self.log.write_summary(summary)
             self.view.show(summary_table(summary))
             self.view.note(f"report: {write_report(self.config.run_folder)}")
-        self.runtime.barrier()
         return summary
 
     def _train(self, trainer: PolicyGradient, started: float) -> int:
@@ -136,8 +152,7 @@ class _Run:
     def _evaluate(self, trainer: PolicyGradient, rollout: int, label: str) -> EvaluationResult:
         """Held-out prompts under the averaged weights, written to the run folder."""
         options = self.config.evaluation
-        average = contextlib.nullcontext() if trainer.average is None else trainer.average.applied()
-        with average:
+        with _averaged(trainer):
             result = evaluate(
                 self.task.pipeline.with_guidance(options.guidance),
                 self.task.reward,
@@ -148,6 +163,7 @@ class _Run:
                 label=label,
                 progress=lambda done, total: self.view.phase("evaluating", done, total),
             )
+        self.evaluation_forwards += result.forwards
         if self.log is not None:
             self.log.write_evaluation(result.evaluation, images=result.images, shown=result.shown)
             total = [record.scores["total"] for record in result.evaluation.records]
@@ -158,12 +174,20 @@ class _Run:
         """The averaged weights, as diffusers reads them."""
         if not self.runtime.is_main:
             return
-        average = contextlib.nullcontext() if trainer.average is None else trainer.average.applied()
-        with average:
+        if trainer.average is not None and not trainer.average.taken:
+            every = self.config.training.ema.every
+            self.view.note(f"fewer than training.ema.every={every} steps were taken: the weights are saved unaveraged")
+        with _averaged(trainer):
             if self.config.training.trainable == "lora":
                 self.task.pipeline.save_lora(self.config.run_folder)
             else:
-                self.task.pipeline.save_network(Path(self.config.run_folder) / "network")
+                self.task.pipeline.save_network(self.config.run_folder / _NETWORK_FOLDER)
+
+
+def _averaged(trainer: PolicyGradient) -> AbstractContextManager[None]:
+    """Inside, the pipeline holds the moving average, once there is one; afterwards the trained weights again."""
+    average = trainer.average
+    return average.applied() if average is not None and average.taken else contextlib.nullcontext()
 
 
 def _figures(row: dict[str, float]) -> str:

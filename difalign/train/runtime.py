@@ -8,6 +8,7 @@ from typing import Any, TypeVar, final
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
 
@@ -102,9 +103,18 @@ class Runtime:
         """Wait for all processes."""
         self._accelerator.wait_for_everyone()
 
-    def close(self) -> None:
-        """Leave the process group; call once, at the end of the run."""
+    def close(self, *, failed: bool = False) -> None:
+        """Leave the process group; call once, at the end of the run.
+
+        Processes wait for one another first: one that leaves while another is still in a collective takes it down.
+        A process that failed does not wait, since the others may never come.
+        """
+        if not failed:
+            self.barrier()
         self._accelerator.end_training()
+        # accelerate keeps precision and process group for the life of the interpreter; a second run, as in a
+        # notebook, may want others.
+        AcceleratorState._reset_state(reset_partial_state=True)
 
     @staticmethod
     def _reduce(tensor: Tensor) -> Tensor:

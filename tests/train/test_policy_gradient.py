@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from difalign.core.types import RewardOutput
+from difalign.train.runtime import Runtime
 from tests.toys import PerceptronPolicy
 from tests.train.toy_run import DIMENSIONS, Constant, Quadratic, quiet, toy_config, toy_trainer, weights
 
@@ -209,3 +210,13 @@ def test_two_and_three_processes_equal_one(tmp_path, std) -> None:
         torch.testing.assert_close(other["weights"], results[0]["weights"], rtol=1e-5, atol=1e-6)
         assert other["reward"] == pytest.approx(results[0]["reward"], abs=1e-6)
         assert other["kept"] == results[0]["kept"]
+
+
+def test_a_second_run_in_one_interpreter_may_have_another_precision() -> None:
+    first = Runtime(mixed_precision="no")
+    first.close()
+    second = Runtime(mixed_precision="bf16")
+    with second.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    second.close()
+    assert product.dtype == torch.bfloat16

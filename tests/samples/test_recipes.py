@@ -1,0 +1,84 @@
+"""The recipes of the shipped weights, shortened: they learn, go on after a kill, and export what diffusers loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "samples" / "recipes"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+
+pytestmark = pytest.mark.slow
+
+
+def run(command: list[str]) -> str:
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vae")
+    run([sys.executable, str(RECIPES / "train_tiny_vae.py"), "--out", str(folder), "--steps", "300"])
+    return folder
+
+
+def sd3_command(vae: Path, out: Path) -> list[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    sizes = ["--steps", "60", "--evaluate-every", "30", "--scenes", "1000", "--batch", "64"]
+    return [*launch, str(RECIPES / "train_tiny_sd3.py"), "--vae", str(vae), "--out", str(out), *sizes]
+
+
+def test_autoencoder(vae: Path) -> None:
+    figures = json.loads((vae / "figures.json").read_text())
+    assert figures["psnr"] > 20.0  # dB; a constant background gives about 13
+    assert figures["strict_ground_truth"] == 1.0
+    assert figures["latent_mean"] == pytest.approx(0.0, abs=0.15)
+    assert figures["latent_std"] == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.multiproc
+def test_pipeline_is_the_same_after_a_kill(vae: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(sd3_command(vae, whole))
+    started = subprocess.Popen(
+        sd3_command(vae, killed),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 600
+    while not (killed / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline
+        assert started.poll() is None
+        time.sleep(0.1)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert torch.load(killed / "checkpoint.pt", weights_only=True)["step"] == 30
+    run(sd3_command(vae, killed))
+
+    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, killed)]
+    assert states[0]["step"] == states[1]["step"] == 60
+    for part in ("model", "ema"):
+        for name, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][name]), name
+
+    rows = [json.loads(line) for line in (whole / "curve.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [30, 60]
+    assert rows[1]["loss"] < rows[0]["loss"] < 2.1  # 2: what predicting zero gives for noise - x0 of unit variance
+    pipe = DiffusionPipeline.from_pretrained(whole / "pipeline")
+    assert isinstance(pipe, StableDiffusion3Pipeline)
+    assert pipe("a red circle", num_inference_steps=2, max_sequence_length=1).images[0].size == (36, 36)
+    assert "_name_or_path" not in (whole / "pipeline" / "vae" / "config.json").read_text()

@@ -1,0 +1,146 @@
+"""When a run stops, and what it leaves where another was: on a toy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from difalign.core.types import RewardOutput
+from difalign.report.run_folder import read_run
+from difalign.train.run import Task, run_training
+from difalign.train.runtime import Runtime
+from tests.toys import ElementwisePolicy
+from tests.train.small_runs import (
+    WEIGHTS,
+    Brightness,
+    Painter,
+    painter,
+    rows_of,
+    run_toy,
+    toy_run_config,
+    weights_of,
+    without_clocks,
+)
+
+# --- a folder that was used --------------------------------------------------------------------------------------
+
+
+def test_overwriting_starts_clean(tmp_path: Path) -> None:
+    folder, fresh = tmp_path / "used", tmp_path / "fresh"
+    run_toy(toy_run_config(folder, seed=1, training={"rollouts": 5}, evaluation={"every": 2}))
+    run_toy(toy_run_config(folder, overwrite=True, training={"trainable": "full"}))
+    run_toy(toy_run_config(folder, overwrite=True))
+    run_toy(toy_run_config(fresh))
+
+    def names(root: Path) -> list[str]:
+        return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+    assert names(folder) == names(fresh)
+    rows = [[without_clocks(row) for row in rows_of(root)] for root in (folder, fresh)]
+    assert rows[0] == rows[1]
+    assert weights_of(folder) == weights_of(fresh)
+
+
+@dataclass(frozen=True)
+class Failing(Brightness):
+    """No number, at once."""
+
+    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+        return RewardOutput(torch.full((len(prompts),), float("nan")))
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_run_that_fails_leaves_no_weights_of_the_one_before(tmp_path: Path, trainable) -> None:
+    run_toy(toy_run_config(tmp_path, training={"trainable": trainable}))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="reward brightness gave nan"):
+        run_toy(toy_run_config(tmp_path, overwrite=True), reward=Failing())
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["config.yaml", "environment.json", "notes.txt"]
+
+
+def test_model_that_cannot_be_loaded_costs_no_earlier_run(tmp_path: Path) -> None:
+    config = toy_run_config(tmp_path)
+    run_toy(config)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def build(runtime: Runtime) -> Task:
+        raise OSError("no such weights")
+
+    with pytest.raises(OSError, match="no such weights"):
+        run_training(toy_run_config(tmp_path, overwrite=True), build)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+# --- when it stops -----------------------------------------------------------------------------------------------
+
+
+def test_time_limit_stops_after_a_rollout(tmp_path: Path) -> None:
+    summary = run_toy(toy_run_config(tmp_path, training={"rollouts": 50, "max_seconds": 1e-9}))
+    assert (summary["rollouts"], summary["updates"]) == (1, 1)
+    assert summary["denoiser_forwards"] == 2 * 4 * 4
+    assert len(rows_of(tmp_path)) == 1
+    assert (tmp_path / "evaluations" / "000001.json").is_file()
+    assert (tmp_path / WEIGHTS).is_file()
+
+
+def test_time_limit_that_is_not_reached_stops_nothing(tmp_path: Path) -> None:
+    limited = run_toy(toy_run_config(tmp_path / "limited", training={"max_seconds": 3600.0}))
+    free = run_toy(toy_run_config(tmp_path / "free"))
+    assert limited["rollouts"] == 3
+    assert limited["tuned"] == free["tuned"]
+
+
+class LossBreaks(ElementwisePolicy):
+    """Overflows in training, after a while."""
+
+    steps = 0
+
+    def forward(self, x: Tensor, t: Tensor, offset: Tensor) -> Tensor:
+        self.steps += torch.is_grad_enabled()
+        return super().forward(x, t, offset) * (float("inf") if self.steps > 3 else 1.0)
+
+
+class GradientBreaks(ElementwisePolicy):
+    """Finite values with an infinite slope: the root of a zero."""
+
+    def forward(self, x: Tensor, t: Tensor, offset: Tensor) -> Tensor:
+        return super().forward(x, t, offset) + (self.shift - self.shift.detach()).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("network", "said", "updates"),
+    [
+        # 2 x 4 samples x 3 steps in micro-batches of 8: the fourth is the first of the second update
+        (LossBreaks, r"the loss is not finite at update 1, steps \[.*sigma.*prompts.*learning_rate", 1),
+        (GradientBreaks, r"the gradient norm is (nan|inf) at rollout 0, update 0.*learning_rate", 0),
+    ],
+    ids=["loss", "gradient"],
+)
+def test_what_is_not_finite_stops_the_run_with_the_step_named(tmp_path: Path, network, said, updates) -> None:
+    pipeline = Painter(network(), process=painter().process, latent=(3, 4, 4))
+    with pytest.raises(FloatingPointError, match=said):
+        run_toy(toy_run_config(tmp_path), pipeline=pipeline)
+    run = read_run(tmp_path)  # what was written so far stays, and says that the run did not end
+    assert len(run.metrics) == updates
+    assert run.summary is None
+    assert not (tmp_path / WEIGHTS).exists()
+    assert [stored.evaluation.label for stored in run.evaluations] == ["base"]
+    assert all(bool(value.isfinite()) for value in pipeline.weights().values())
+
+
+def test_equal_rewards_train_nothing_and_end_well(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Indifferent(Brightness):
+        def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+            return RewardOutput(torch.full((len(prompts),), 0.3))
+
+    summary = run_toy(toy_run_config(tmp_path), reward=Indifferent())
+    assert summary["gain"] == 0.0
+    assert weights_of(tmp_path) == painter().weights()
+    assert all(row["rows"] == 0 and row["zero_variance_groups"] == 1.0 for row in rows_of(tmp_path))
