@@ -5,12 +5,14 @@
 #   DIFALIGN_PIP_ARGS   further arguments for pip, for instance an index with CPU builds of torch
 #   PROCESSES           processes of the demo (default 2, one thread each)
 #   WORKERS             pytest workers (default 2)
+#   BENCH_RESULTS       a folder that `make bench` appends its JSON lines to (default: only printed)
 
 PYTHON ?= python3
 VENV ?= .venv
 DIFALIGN_PIP_ARGS ?=
 PROCESSES ?= 2
 WORKERS ?= 2
+BENCH_RESULTS ?=
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -73,7 +75,10 @@ check: install
 	$(PY) -m pytest -q tests/house
 
 bench: install
-	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; OMP_NUM_THREADS=1 $(PY) $$script; done
+	@set -e; for script in benchmarks/bench_*.py; do \
+		name=$$(basename $$script .py); echo "== $$name"; \
+		OMP_NUM_THREADS=1 $(PY) -m benchmarks.$$name $(if $(BENCH_RESULTS),--output $(BENCH_RESULTS)/$${name#bench_}.jsonl); \
+	done
 
 docs: $(DOCS_INSTALLED)
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html

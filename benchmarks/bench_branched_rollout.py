@@ -1,28 +1,25 @@
-"""Branched rollouts through the engine against the same branches computed one by one.
+"""Branched rollouts through the engine against the same branches computed one by one, in CPU seconds.
 
 All sides walk the same branches from the same roots with the same network, noise and log-probs, and give the same
 samples (the largest difference is reported). "One by one" walks every branch on its own from its root, a single row
 at a time. "Nested loop" has the structure of the published scripts: one root at a time, a shared trunk, the children
-of a branch step as one batch. Times are the fastest of alternating rounds in one process, which a busy machine
-disturbs least; the output is one JSON line.
+of a branch step as one batch. Times are the fastest of alternating rounds in one process. The aim is 0.5 against "one
+by one".
 
-    python benchmarks/branched_rollout.py --rounds 5 --steps 10 --children 6
+    python -m benchmarks.bench_branched_rollout --steps 10 --children 6
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks import recorder, timing
 from difalign.core import gaussian
 from difalign.core.protocols import Condition, Modality, Process
 from difalign.core.rng import generator
@@ -89,7 +86,7 @@ class Model:
 
     def encode(self, prompts: Sequence[str]) -> Prompts:
         """A random embedding a prompt."""
-        return Prompts(torch.randn(len(prompts), self.width))
+        return Prompts(torch.stack([torch.randn(self.width, generator=generator("prompt", p)) for p in prompts]))
 
     def initial_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Standard normal latents."""
@@ -194,43 +191,41 @@ def measure(task: Task, *, micro_batch: int, rounds: int) -> dict[str, float]:
         "nested_loop": lambda: nested_loop(task),
     }
     samples = {name: run() for name, run in sides.items()}  # also the warm-up
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            begin = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - begin)
-    seconds = {name: min(values) for name, values in times.items()}
+    seconds = timing.fastest(timing.alternate(sides, rounds=rounds))
     made = plans.branch(task.grid.num_steps, NOISE_LEVEL, children=task.children, at=task.at)
     return {
-        **{f"{name}_seconds": round(value, 4) for name, value in seconds.items()},
-        "ratio": round(seconds["engine"] / seconds["one_by_one"], 4),
-        "ratio_to_nested_loop": round(seconds["engine"] / seconds["nested_loop"], 4),
+        "ratio": seconds["engine"] / seconds["one_by_one"],
+        "ratio_to_nested_loop": seconds["engine"] / seconds["nested_loop"],
+        **{f"cpu_seconds_{name}": value for name, value in seconds.items()},
         "engine_forwards": count_forwards(made, task.roots),
         "one_by_one_forwards": count_leaves(made, task.roots) * task.grid.num_steps,
         "max_abs_difference": max(float((samples[name] - samples["engine"]).abs().max()) for name in sides),
     }
 
 
+def build_model(*, width: int, depth: int, seed: int) -> Model:
+    """A pipeline with random weights; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Model(network=Denoiser(width, depth).eval(), width=width)
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = recorder.command_line(__doc__, rounds=5)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--children", type=int, default=6)
     parser.add_argument("--roots", type=int, default=4)
     parser.add_argument("--micro-batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--width", type=int, default=64, help="a multiple of 4")
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--output", type=Path, help="append the JSON line to this file as well")
-    return parser.parse_args(arguments)
+    return recorder.parse(parser, arguments)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure branching at every step, and at the first third of the steps."""
     options = parse(arguments)
-    torch.manual_seed(0)
-    model = Model(network=Denoiser(options.width, options.depth).eval(), width=options.width)
+    model = build_model(width=options.width, depth=options.depth, seed=0)
     cases = {
         "all": plans.all_steps(options.steps),
         "early": plans.early_steps(options.steps, max(1, options.steps // 3)),
@@ -251,21 +246,7 @@ def main(arguments: Sequence[str]) -> None:
         )
         for name, at in cases.items()
     }
-    line = json.dumps(
-        {
-            "benchmark": "branched_rollout",
-            "command": " ".join(["python", "benchmarks/branched_rollout.py", *arguments]),
-            "results": results,
-            "threads": torch.get_num_threads(),
-            "machine": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-    )
-    print(line)
-    if options.output is not None:
-        with options.output.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+    recorder.record("branched_rollout", arguments, options=options, results=results)
 
 
 if __name__ == "__main__":

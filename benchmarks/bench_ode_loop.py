@@ -1,53 +1,31 @@
-"""Time the noise-free walk through the SD3 adapter against diffusers' own call.
+"""The noise-free walk through the SD3 adapter against diffusers' own call: the same images, in CPU seconds.
 
-    python benchmarks/ode_loop.py --batch 64 --steps 16
-    python benchmarks/ode_loop.py --pipeline random
+Both sides run in one process on one set of weights and take turns; the figures are the fastest rounds and their
+ratios, ours / diffusers. The aim is 1.02.
 
-Both sides run in one process on one set of weights, taking turns; the figures are medians of the ratios of
-neighbouring runs, ours / diffusers, in CPU seconds, which a busy machine disturbs less than wall time. The aim is
-1.02. One JSON line goes to stdout.
+``ratio`` is what a user sees: diffusers encodes the prompts at every call, the adapter keeps their embeddings.
+``ratio_cold`` empties the adapter's prompt cache before every round, so that both encode.
 
 ``difference_same_embeddings`` compares the images when diffusers is handed the adapter's prompt embeddings: 0 means
 equal to the bit. ``difference_from_texts`` compares with the timed call, which encodes its list of prompts as one
 batch where the adapter encodes each text alone; that moves embeddings, and so images, in the last place.
 
-``ratio`` is what a user sees: diffusers encodes the prompts at every call, the adapter keeps their embeddings.
-``ratio_cold`` empties the adapter's prompt cache before every run, so that both encode.
+    python -m benchmarks.bench_ode_loop --batch 64 --steps 16
+    python -m benchmarks.bench_ode_loop --pipeline random
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import shlex
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from benchmarks import recorder, sd3_models, timing
+from benchmarks.sd3_models import Loaded
 from difalign.pipelines.sd3 import SD3Pipeline
-from difalign.process.flow import FlowProcess
-
-ROOT = Path(__file__).resolve().parents[1]
-RANDOM = "random"
-
-
-def load(pipeline: str, guidance: float, tokens: int) -> SD3Pipeline:
-    """The pipeline of a folder, or a random one."""
-    if pipeline != RANDOM:
-        return SD3Pipeline.from_pretrained(
-            pipeline, process=FlowProcess(), guidance_scale=guidance, max_sequence_length=tokens, local_files_only=True
-        )
-    sys.path.insert(0, str(ROOT))  # the random pipeline is built by tests/tiny_models.py
-    from tests.tiny_models import tiny_sd3
-
-    return SD3Pipeline(tiny_sd3(), process=FlowProcess(), guidance_scale=guidance, max_sequence_length=tokens)
 
 
 def generators(count: int) -> list[torch.Generator]:
@@ -66,100 +44,88 @@ def ours(pipeline: SD3Pipeline, prompts: list[str], steps: int) -> Tensor:
     return pipeline.decode(x)
 
 
-def diffusers(pipeline: SD3Pipeline, prompts: list[str], steps: int, tokens: int) -> Tensor:
+def ours_cold(pipeline: SD3Pipeline, prompts: list[str], steps: int) -> Tensor:
+    """The same with an empty prompt cache."""
+    pipeline.clear_prompt_cache()
+    return ours(pipeline, prompts, steps)
+
+
+def diffusers(loaded: Loaded, prompts: list[str], steps: int) -> Tensor:
     """``pipe(...)`` on the same modules."""
-    pipe: Any = pipeline.diffusers_pipeline
-    return pipe(
+    return loaded.diffusers(
         prompts,
         num_inference_steps=steps,
-        guidance_scale=pipeline.guidance_scale,
+        guidance_scale=loaded.pipeline.guidance_scale,
         generator=generators(len(prompts)),
         output_type="pt",
-        max_sequence_length=tokens,
+        max_sequence_length=loaded.tokens,
     ).images
 
 
 @torch.no_grad()
-def diffusers_from_embeddings(pipeline: SD3Pipeline, prompts: list[str], steps: int) -> Tensor:
+def diffusers_from_embeddings(loaded: Loaded, prompts: list[str], steps: int) -> Tensor:
     """``pipe(...)`` on the embeddings that the adapter made."""
-    pipe: Any = pipeline.diffusers_pipeline
-    condition = pipeline.encode(prompts)
+    condition = loaded.pipeline.encode(prompts)
     embeds, pooled = condition.conditional()
-    return pipe(
+    return loaded.diffusers(
         prompt_embeds=embeds,
         pooled_prompt_embeds=pooled,
         negative_prompt_embeds=condition.negative_embeds.expand_as(embeds),
         negative_pooled_prompt_embeds=condition.negative_pooled.expand_as(pooled),
         num_inference_steps=steps,
-        guidance_scale=pipeline.guidance_scale,
+        guidance_scale=loaded.pipeline.guidance_scale,
         generator=generators(len(prompts)),
         output_type="pt",
     ).images
 
 
-def seconds(run: Callable[[], Tensor]) -> float:
-    """CPU time of one run."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-def measure(pipeline: SD3Pipeline, prompts: list[str], *, steps: int, tokens: int, repeats: int) -> dict[str, float]:
+def measure(loaded: Loaded, prompts: list[str], *, steps: int, rounds: int) -> dict[str, float]:
     """Ratios, seconds and the largest difference between the images of both sides."""
+    pipeline = loaded.pipeline
     mine = ours(pipeline, prompts, steps)  # these three also warm up
-    same = (mine - diffusers_from_embeddings(pipeline, prompts, steps)).abs().max()
-    texts = (mine - diffusers(pipeline, prompts, steps, tokens)).abs().max()
-    theirs, warm, cold = [], [], []
-    for _ in range(repeats):
-        warm.append(seconds(lambda: ours(pipeline, prompts, steps)))
-        theirs.append(seconds(lambda: diffusers(pipeline, prompts, steps, tokens)))
-        pipeline.clear_prompt_cache()
-        cold.append(seconds(lambda: ours(pipeline, prompts, steps)))
+    same = (mine - diffusers_from_embeddings(loaded, prompts, steps)).abs().max()
+    texts = (mine - diffusers(loaded, prompts, steps)).abs().max()
+    seconds = timing.fastest(
+        timing.alternate(
+            {
+                "ours": lambda: ours(pipeline, prompts, steps),
+                "diffusers": lambda: diffusers(loaded, prompts, steps),
+                "ours_cold": lambda: ours_cold(pipeline, prompts, steps),
+            },
+            rounds=rounds,
+        )
+    )
     return {
-        "ratio": statistics.median(a / b for a, b in zip(warm, theirs, strict=True)),
-        "ratio_cold": statistics.median(a / b for a, b in zip(cold, theirs, strict=True)),
-        "cpu_seconds_ours": statistics.median(warm),
-        "cpu_seconds_diffusers": statistics.median(theirs),
+        "ratio": seconds["ours"] / seconds["diffusers"],
+        "ratio_cold": seconds["ours_cold"] / seconds["diffusers"],
+        **{f"cpu_seconds_{name}": value for name, value in seconds.items()},
         "difference_same_embeddings": float(same),
         "difference_from_texts": float(texts),
     }
 
 
-def main() -> None:
-    """Measure and print one JSON line."""
-    import diffusers as library
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pipeline", default=str(ROOT / "pipelines" / "tiny-sd3"), help="a folder, or 'random'")
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = recorder.command_line(__doc__, rounds=5)
+    parser.add_argument("--pipeline", default="tiny-sd3", help="a card's name, a diffusers folder, or 'random'")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--distinct", type=int, default=4, help="distinct prompts in the batch")
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--guidance", type=float, default=4.5)
-    parser.add_argument("--max-sequence-length", type=int, default=1, help="T5 tokens; 1 is tiny-sd3's")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    parser.add_argument("--guidance", type=float, help="default: the card's")
+    return recorder.parse(parser, arguments)
 
-    torch.set_num_threads(options.threads)
-    colours, shapes = ("red", "green", "blue", "yellow"), ("circle", "square", "cross", "triangle")
-    texts = [f"a {colour} {shape}" for shape in shapes for colour in colours][: options.distinct]
-    prompts = [texts[i % len(texts)] for i in range(options.batch)]
-    pipeline = load(options.pipeline, options.guidance, options.max_sequence_length)
-    pipeline.diffusers_pipeline.set_progress_bar_config(disable=True)
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure and print one JSON line."""
+    options = parse(arguments)
     figures = measure(
-        pipeline, prompts, steps=options.steps, tokens=options.max_sequence_length, repeats=options.repeats
+        sd3_models.load(options.pipeline, guidance=options.guidance),
+        sd3_models.prompts(options.batch, distinct=options.distinct),
+        steps=options.steps,
+        rounds=options.rounds,
     )
-    result = {
-        "benchmark": "ode_loop",
-        "command": shlex.join(["python", "benchmarks/ode_loop.py", *sys.argv[1:]]),
-        **vars(options),
-        "pipeline": Path(options.pipeline).name,
-        **{name: float(f"{value:.4g}") for name, value in figures.items()},
-        "machine": {"processor": platform.processor() or platform.machine(), "system": platform.system()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "diffusers": library.__version__},
-    }
-    print(json.dumps(result))
+    recorder.record("ode_loop", arguments, options=options, results=figures)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
