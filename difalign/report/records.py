@@ -72,8 +72,9 @@ def evaluation_from_json(data: Mapping[str, Any]) -> Evaluation:
 def spread_over_kinds(records: Sequence[SampleRecord], *, limit: int) -> tuple[int, ...]:
     """Which records to show in a grid: up to ``limit``, shared evenly among the kinds, whatever they scored.
 
-    Only the first seed of each prompt counts, prompts are taken in list order, and the answer is sorted by
-    kind (in order of first appearance), so the same samples are shown before and after training.
+    Only the first seed of each prompt counts. Within a kind they are evenly spaced over the list, whose neighbours
+    are often alike; the answer is sorted by kind (in order of first appearance), so the same samples are shown
+    before and after training.
     """
     if limit < 1:
         raise ValueError(f"limit is {limit}; a grid needs at least 1 sample")
@@ -83,12 +84,15 @@ def spread_over_kinds(records: Sequence[SampleRecord], *, limit: int) -> tuple[i
         if record.prompt_index not in seen:
             seen.add(record.prompt_index)
             by_kind.setdefault(record.kind, []).append(index)
-    chosen: dict[str, list[int]] = {kind: [] for kind in by_kind}
-    total = min(limit, sum(len(indices) for indices in by_kind.values()))
-    depth = 0
-    while sum(len(indices) for indices in chosen.values()) < total:
+    shares = dict.fromkeys(by_kind, 0)
+    left = min(limit, sum(len(indices) for indices in by_kind.values()))
+    while left:
         for kind, indices in by_kind.items():
-            if depth < len(indices) and sum(len(taken) for taken in chosen.values()) < total:
-                chosen[kind].append(indices[depth])
-        depth += 1
-    return tuple(index for indices in chosen.values() for index in indices)
+            if left and shares[kind] < len(indices):
+                shares[kind] += 1
+                left -= 1
+    return tuple(
+        indices[(2 * i + 1) * len(indices) // (2 * share)]
+        for share, indices in zip(shares.values(), by_kind.values(), strict=True)
+        for i in range(share)
+    )

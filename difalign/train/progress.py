@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 _LINE_SECONDS = 10.0  # between two plain lines
+_FILE_WIDTH = 110  # columns of a table that goes to no terminal
 
 
 class ProgressView(Protocol):
@@ -45,7 +46,7 @@ def progress_view(*, is_main: bool) -> ProgressView:
     console = Console(stderr=True)
     if not is_main:
         return _Silent()
-    return _Bars(console) if console.is_terminal else _Lines(console)
+    return _Bars(console) if console.is_terminal else _Lines(Console(stderr=True, width=_FILE_WIDTH))
 
 
 @final

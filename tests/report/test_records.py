@@ -35,6 +35,11 @@ def test_shown_samples_are_shared_evenly_among_kinds() -> None:
     assert [rows[index].kind for index in spread_over_kinds(rows, limit=6)] == list("aaabbc")
 
 
+def test_shown_samples_of_a_kind_are_evenly_spaced_over_the_list() -> None:
+    assert spread_over_kinds(records("a" * 12), limit=3) == (2, 6, 10)
+    assert spread_over_kinds(records("aaaa"), limit=9) == (0, 1, 2, 3)
+
+
 def test_only_the_first_seed_of_a_prompt_is_shown() -> None:
     rows = records("ab", seeds=3)
     assert [rows[index].seed for index in spread_over_kinds(rows, limit=99)] == [0, 0]

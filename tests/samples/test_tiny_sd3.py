@@ -14,9 +14,12 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusion3Pipeline
 from safetensors import safe_open
 
+import difalign
+from difalign.build.cards import load_pipeline_card
 from difalign.embedded.render import render
 from difalign.embedded.scenes import KINDS, SIZE, all_specs, draw_layout, is_held_out
 from difalign.embedded.verifier import verify
+from difalign.pipelines.sd3 import SD3Pipeline
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "pipelines" / "tiny-sd3"
@@ -102,6 +105,27 @@ def test_the_autoencoder_keeps_what_the_verifier_reads() -> None:
     assert vae.config.scaling_factor == 1.0
     assert float(latents.mean()) == pytest.approx(0.0, abs=0.1)
     assert float(latents.std()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_plain_diffusers_reads_adapters_on_every_layer_of_the_card(tmp_path) -> None:
+    """Embeddings and the last layer lie outside the blocks, where adapters are seldom put."""
+    ours = difalign.load_pipeline("tiny-sd3", guidance=3.0)
+    assert isinstance(ours, SD3Pipeline)
+    targets = load_pipeline_card("tiny-sd3").card.lora_targets
+    assert targets
+    ours.attach_lora(rank=4, alpha=8, targets=targets, seed=0)
+    source = torch.Generator().manual_seed(1)
+    for parameter in ours.trainable_parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=source)
+    ours.save_lora(tmp_path)
+    theirs = DiffusionPipeline.from_pretrained(SHIPPED)
+    theirs.set_progress_bar_config(disable=True)
+    untouched = images_of(theirs, ["two blue squares"])
+    theirs.load_lora_weights(tmp_path)
+    expected = ours.diffusers_pipeline
+    expected.set_progress_bar_config(disable=True)
+    assert np.array_equal(images_of(theirs, ["two blue squares"]), images_of(expected, ["two blue squares"]))
+    assert not np.allclose(images_of(theirs, ["two blue squares"]), untouched, atol=0.05)
 
 
 def test_its_figures_are_those_of_a_base_with_room_to_improve(figures) -> None:
