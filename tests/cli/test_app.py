@@ -36,8 +36,8 @@ def test_lists():
 
 def test_shown_configuration_is_the_one_that_runs(tmp_path: Path):
     shown = tmp_path / "shown.yaml"
-    shown.write_text(output("config", "show", "seed=7", "sampling.plan.kind=window"))
-    assert load_config(shown) == read_config("demo", ["seed=7", "sampling.plan.kind=window"])
+    shown.write_text(output("config", "show", "seed=7", "sampling.plan.kind=branch"))
+    assert load_config(shown) == read_config("demo", ["seed=7", "sampling.plan.kind=branch"])
     assert read_config(None, []) == read_config("demo", [])
 
 

@@ -68,19 +68,23 @@ CASES = [
     one("value that is no YAML", "prompts.train=[a", "the value of prompts.train", "not YAML", "quote it"),
     one("name with a slash", "name=a/b", "name = 'a/b'", "without spaces or slashes"),
     # options that do not go together
-    one("no step to train", "sampling.steps=1", "timestep_fraction = 0.99", "sampling.steps=2 or more"),
-    one("KL without a kind", "objective.kl.beta=0.1", "objective.kl.beta = 0.1", "choose a kind"),
+    one("no step to train", "sampling.steps=1", "timestep_fraction = 0.6", "sampling.steps=2 or more"),
+    Bad(
+        "KL without a kind",
+        ("objective.kl.kind=none", "objective.kl.beta=0.1"),
+        ("objective.kl.beta = 0.1", "choose a kind"),
+    ),
     one("group of one", "sampling.samples_per_prompt=1", "sampling.samples_per_prompt = 1", ">= 2"),
     one("seed groups of one", "objective.advantage.group_by=seed", "group_by = seed", "group_by=prompt"),
     Bad(
         "window past the end",
         ("sampling.plan.kind=window", "sampling.plan.high=9"),
-        ("sampling.plan.high = 9", "use at most 7"),
+        ("sampling.plan.high = 9", "use at most 4"),
     ),
     Bad(
         "window too wide",
-        ("sampling.plan.kind=window", "sampling.plan.size=6", "sampling.plan.high=5"),
-        ("sampling.plan.size = 6", "use size <= 5"),
+        ("sampling.plan.kind=window", "sampling.plan.size=6", "sampling.plan.high=4"),
+        ("sampling.plan.size = 6", "use size <= 4"),
     ),
     Bad("noise above one", ("sampling.rule=cps", "sampling.noise_level=1.5"), ("noise_level = 1.5", "at most 1")),
     # files
@@ -138,6 +142,7 @@ NAMED = {bad.name: bad for bad in CASES}
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("difalign.build.run.run_flow_grpo", lambda inputs: pytest.fail("bad input was trained on"))
     return tmp_path
 
 
