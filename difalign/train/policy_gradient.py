@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import NoReturn, final
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from difalign.train.scoring import decode_and_score
 PlanSchedule = Callable[[int], tuple[Plan, ...]]  # rollout index -> the plans it runs
 Report = Callable[[str, int, int], None]  # (phase, done, total)
 
+_MAX_OVERFLOWS = 20  # float16 steps skipped in a row; halving the loss scale that often leaves it below 1
 _ROUNDING = 1e-6  # float32 rounding of a ratio; anything above says that sampling and training differ
 
 
@@ -87,6 +88,8 @@ class PolicyGradient:
         self.average = (
             MovingAverage(self._parameters, max_decay=ema.max_decay, every=ema.every) if ema.enabled else None
         )
+        self._moved = False  # whether an update has been seen to change the weights
+        self._overflows = 0  # steps skipped in a row
         self.updates = 0
         self.forwards = 0  # of all processes, in sampling
         self.reward_calls = 0  # likewise
@@ -145,9 +148,13 @@ class PolicyGradient:
             )
         leaf_texts = [texts[p] for p in prompt_index[walks.final_root.cpu()].tolist()]
         media = decode_and_score(
-            self._pipeline, self._reward, walks.final, leaf_texts, micro_batch=sampling.micro_batch
+            self._pipeline,
+            self._reward,
+            walks.final,
+            leaf_texts,
+            micro_batch=sampling.micro_batch,
+            progress=lambda done, total: report("scoring", done, total),
         )
-        report("scoring", len(leaf_texts), len(leaf_texts))
         scored = Scored(
             trajectories=walks,
             rewards={"total": media.scores, **media.components},
@@ -272,24 +279,29 @@ class PolicyGradient:
         return KL_TYPES[kind](policy, reference)
 
     def _step(self, index: int, meter: Meter) -> None:
-        before = _checksum(self._parameters) if self.updates == 0 else None
+        before = None if self._moved else _checksum(self._parameters)
         self._runtime.sum_gradients(self._parameters)
         norm = self._runtime.clip_gradients(self._parameters, self._config.training.max_grad_norm)
         if not math.isfinite(norm) and self._config.training.mixed_precision != "fp16":
-            raise FloatingPointError(
-                f"the gradient norm is {norm} at rollout {index}, update {self.updates}; "
-                "lower training.learning_rate, or train in float32 (training.mixed_precision=no)"
-            )
+            self._stop_gradient(f"is {norm}", index)
         meter.gradient(norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._optimizer.step_was_skipped:  # float16: the loss scale was too large and is lowered
+            self._overflows += 1
+            if self._overflows >= _MAX_OVERFLOWS:
+                self._stop_gradient(f"overflowed {_MAX_OVERFLOWS} times in a row", index)
+            return
+        self._overflows = 0
         if self.average is not None:
             self.average.update()
-        if before is not None and norm > 0 and before == _checksum(self._parameters):
-            raise RuntimeError(
-                f"no weight moved at the first update although the gradient norm is {norm:.3g}; "
-                "raise training.learning_rate"
-            )
+        if before is not None and norm > 0:
+            self._moved = before != _checksum(self._parameters)
+            if not self._moved:
+                raise RuntimeError(
+                    f"no weight moved at the first update although the gradient norm is {norm:.3g}; "
+                    "raise training.learning_rate"
+                )
 
     # --- guards -------------------------------------------------------------------------------------------------
 
@@ -303,6 +315,12 @@ class PolicyGradient:
                 "sampling and training do not evaluate the same policy. Give sampling and training the same "
                 "micro_batch, and check that the network holds no dropout"
             )
+
+    def _stop_gradient(self, what: str, index: int) -> NoReturn:
+        raise FloatingPointError(
+            f"the gradient norm {what} at rollout {index}, update {self.updates}; "
+            "lower training.learning_rate, or train in float32 (training.mixed_precision=no)"
+        )
 
     def _stop_non_finite(self, what: str, batch: Batch, rows: Tensor) -> None:
         walks = batch.scored.trajectories

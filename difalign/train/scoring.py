@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +29,11 @@ def decode_and_score(
     *,
     micro_batch: int,
     keep_pixels: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Media:
     """Decode latents [N, *latent] and score them, ``micro_batch`` rows at a time.
+
+    ``progress`` is told (rows scored, rows in all) after each.
 
     Raises:
         ValueError: if a reward is not finite, naming the first such prompt.
@@ -47,6 +50,8 @@ def decode_and_score(
             components.setdefault(name, []).append(values.float().cpu())
         if keep_pixels:
             pixels.append(media.float().cpu())
+        if progress is not None:
+            progress(min(start + micro_batch, len(prompts)), len(prompts))
     total = torch.cat(scores)
     bad = (~total.isfinite()).nonzero().flatten().tolist()
     if bad:

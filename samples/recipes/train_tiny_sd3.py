@@ -56,7 +56,8 @@ def prepare_data(folder: Path, vae: AutoencoderKL, model: TinySD3, *, scenes: in
     meta = folder / "latents.json"
     shape = (scenes, CHANNELS, LATENT, LATENT)
     captions_path = folder / "captions.txt"
-    if rank == 0 and not meta.exists():
+    wanted = {"scenes": scenes, "seed": seed}
+    if rank == 0 and not (meta.exists() and json.loads(meta.read_text()) == wanted):
         folder.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(seed)
         store = np.memmap(path, dtype=np.float16, mode="w+", shape=shape)
@@ -69,7 +70,7 @@ def prepare_data(folder: Path, vae: AutoencoderKL, model: TinySD3, *, scenes: in
             captions += [spec.caption for spec in specs]
         store.flush()
         captions_path.write_text("\n".join(captions) + "\n")
-        meta.write_text(json.dumps({"scenes": scenes, "seed": seed}))
+        meta.write_text(json.dumps(wanted))
     dist.barrier()
     ids = token_ids(model.tokenizer, captions_path.read_text().splitlines())
     return Data(np.memmap(path, dtype=np.float16, mode="r", shape=shape), ids)

@@ -36,7 +36,8 @@ def test_ci_runs_check_and_test_and_nothing_else_of_the_makefile():
     assert commands((ROOT / ".ci" / "run").read_text()) == CI_COMMANDS
 
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "samples").glob("*.md")])
+PAGE_PATTERNS = ("*.md", "docs/*.md", "samples/*.md", "benchmarks/*.md", "pipelines/*/*.md")
+PAGES = sorted(page for pattern in PAGE_PATTERNS for page in ROOT.glob(pattern))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)

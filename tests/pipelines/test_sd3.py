@@ -142,8 +142,6 @@ def test_initial_latents_depend_on_their_own_generator_only(ours: SD3Pipeline):
 @pytest.mark.golden
 def test_shipped_pipeline_equals_diffusers():
     """With the sequence length of the card, which plain diffusers has to be told as well."""
-    if not (SHIPPED / "model_index.json").is_file():
-        pytest.skip("pipelines/tiny-sd3 is not there yet")
     card = yaml.safe_load(SHIPPED.with_name("tiny_sd3.yaml").read_text())
     length = card["options"]["max_sequence_length"]
     pipeline = SD3Pipeline.from_pretrained(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from difalign.core.types import RewardOutput
+from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.runtime import Runtime
 from tests.toys import PerceptronPolicy
 from tests.train.toy_run import DIMENSIONS, Constant, Quadratic, quiet, toy_config, toy_trainer, weights
@@ -51,7 +52,7 @@ def test_first_update_is_exactly_on_policy() -> None:
 
 
 def test_gradient_of_the_first_update_is_that_of_reinforce() -> None:
-    """At ratio 1 the clipped surrogate's gradient is -A grad log p, whatever the clip range (T13)."""
+    """At ratio 1 the clipped surrogate's gradient is -A grad log p, whatever the clip range."""
     norms = []
     for clip_range in (1e-6, 0.5):
         trainer, _ = toy_trainer(toy_config(objective={"clip_range": clip_range}))
@@ -220,3 +221,67 @@ def test_a_second_run_in_one_interpreter_may_have_another_precision() -> None:
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     second.close()
     assert product.dtype == torch.bfloat16
+
+
+def test_without_informative_rows_the_loss_is_the_divergence_alone() -> None:
+    """Equal rewards give no advantage; kept in, such rows are still pulled back to the reference."""
+    config = toy_config(
+        objective={"kl": {"kind": "gaussian", "beta": 2.0}, "filter_zero_variance": False, "clip_range": 0.5}
+    )
+    trainer, _ = toy_trainer(config)
+    for index in range(3):
+        trainer.run(index, quiet)
+    trainer._reward = Constant()
+    row = trainer.run(3, quiet)[0]
+    assert row["rows"] == 4 * 12 * 5
+    assert row["kl"] > 0
+    assert row["policy_loss"] == 0.0
+    assert row["loss"] == pytest.approx(2.0 * row["kl"], rel=1e-5)
+    assert row["grad_norm"] > 0
+    later = [trainer.run(index, quiet)[0]["kl"] for index in range(4, 20)]
+    assert later[-1] < 0.5 * row["kl"]
+
+
+@dataclass
+class _Overflowing:
+    """An optimiser whose steps a loss scaler skips, until told otherwise."""
+
+    inner: torch.optim.Optimizer
+    step_was_skipped: bool = True
+
+    def step(self) -> None:
+        if not self.step_was_skipped:
+            self.inner.step()
+
+    def zero_grad(self, *, set_to_none: bool) -> None:
+        self.inner.zero_grad(set_to_none=set_to_none)
+
+
+def overflowing(monkeypatch: pytest.MonkeyPatch) -> tuple[PolicyGradient, Tensor, _Overflowing]:
+    config = toy_config(training={"ema": {"enabled": True, "every": 1}, "mixed_precision": "fp16"})
+    trainer, pipeline = toy_trainer(config)
+    optimizer = _Overflowing(trainer._optimizer)
+    trainer._optimizer = optimizer
+    monkeypatch.setattr(trainer._runtime, "clip_gradients", lambda parameters, max_norm: float("inf"))
+    return trainer, weights(pipeline), optimizer
+
+
+def test_a_step_that_the_loss_scaler_skips_is_neither_an_error_nor_an_average(monkeypatch) -> None:
+    trainer, before, optimizer = overflowing(monkeypatch)
+    trainer.run(0, quiet)
+    assert trainer.average is not None
+    assert not trainer.average.taken
+    monkeypatch.undo()
+    optimizer.step_was_skipped = False
+    trainer.run(1, quiet)  # and now the weights are seen to move
+    assert trainer.average.taken
+    assert not torch.equal(before, weights(trainer._pipeline))
+
+
+def test_guard_steps_that_are_skipped_for_ever(monkeypatch) -> None:
+    trainer, before, _ = overflowing(monkeypatch)
+    for index in range(19):
+        trainer.run(index, quiet)
+    with pytest.raises(FloatingPointError, match="overflowed 20 times in a row at rollout 19"):
+        trainer.run(19, quiet)
+    assert torch.equal(before, weights(trainer._pipeline))
