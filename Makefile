@@ -37,7 +37,7 @@ help:
 	@echo "make test      the default tests"
 	@echo "make test-all  also the slow ones"
 	@echo "make check     lint, format, types, layers, house rules"
-	@echo "make bench     speed and memory, JSON lines under benchmarks/"
+	@echo "make bench     speed against peers, a JSON line each"
 	@echo "make docs      the documentation under docs/_build/html"
 	@echo "make install   only the environment"
 
