@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from difalign import api
@@ -270,3 +271,20 @@ def test_full_training_frees_every_weight_in_float32(finished: Finished) -> None
 def test_gradient_checkpointing_is_switched_on(finished: Finished) -> None:
     assert not trainable(finished).network.is_gradient_checkpointing
     assert trainable(finished, "training.gradient_checkpointing=true").network.is_gradient_checkpointing
+
+
+def test_training_under_guidance_with_the_unconditional_branch_detached_or_not(finished: Finished) -> None:
+    """Both sample the same pictures; the gradient through the unconditional branch is what sets the updates apart."""
+    moved = []
+    for detach in ("true", "false"):
+        folder = finished.inputs / f"guided-{detach}"
+        short = ["training.rollouts=1", "training.updates_per_rollout=1", f"training.detach_uncond={detach}"]
+        api.train(finished.inputs / "mine.yaml", overrides=[f"output_dir={folder}", "sampling.guidance=3.0", *short])
+        (row,) = rows_of(folder)
+        assert row["ratio_max_deviation"] <= 1e-6
+        moved.append((row["reward"], row["grad_norm"], load_file(folder / WEIGHTS)))
+    (reward, norm, weights), (other_reward, other_norm, other_weights) = moved
+    assert reward == other_reward
+    assert norm != pytest.approx(other_norm, rel=0.01)
+    assert any(not torch.equal(weights[name], other_weights[name]) for name in weights)
+    assert reward != rows_of(finished.folder)[0]["reward"]  # without guidance
