@@ -6,12 +6,13 @@ result that nobody can explain. Every check ends alike on all processes, so none
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from difalign.core.config import RunConfig
@@ -56,7 +57,7 @@ def check_collectives(runtime: Runtime, *, patience: float = _ANSWER_SECONDS) ->
     runtime.meet(patience)
     ranks, world = list(range(runtime.world)), runtime.world
     answers = {
-        "sum": (runtime.total([runtime.rank, 1.0]), [float(sum(ranks)), float(world)]),
+        "sum": (runtime.total([float(runtime.rank), 1.0]), [float(sum(ranks)), float(world)]),
         "gather": (runtime.gather([runtime.rank]), ranks),
         "broadcast": (runtime.agree(runtime.rank), 0),
     }
@@ -104,9 +105,7 @@ def check_folder(runtime: Runtime, folder: Path, *, patience: float = _FOLDER_SE
     blind = [] if problem is not None or _appears(folder / name, patience) else [runtime.rank]
     blind = runtime.gather(blind)
     if runtime.is_main:
-        (folder / name).unlink(missing_ok=True)
-        for parent in reversed(made):
-            parent.rmdir()
+        _remove(folder / name, made)
     if problem is not None:
         raise ConfigError(f"output_dir = {str(folder)!r}: cannot be written ({problem}); use another output_dir")
     if blind:
@@ -179,6 +178,14 @@ def _write(folder: Path, name: str, made: list[Path]) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
+
+
+def _remove(file: Path, made: Sequence[Path]) -> None:
+    """Take away what ``_write`` left, as far as it goes: a folder that is in use by now stays."""
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
+        for folder in reversed(made):
+            folder.rmdir()
 
 
 def _appears(file: Path, patience: float) -> bool:
