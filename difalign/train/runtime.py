@@ -109,7 +109,9 @@ class Runtime:
         if self.world == 1:
             return
         limit = timedelta(seconds=seconds)
-        own = None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo", timeout=limit)
+        own: Any = None  # the group of the run, where that is gloo's
+        if distributed.get_backend() != "gloo":
+            own = distributed.new_group(backend="gloo", timeout=limit)
         try:
             distributed.monitored_barrier(own, timeout=limit, wait_all_ranks=True)
         except RuntimeError as error:
