@@ -125,6 +125,17 @@ def test_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(device_findings({"torch": "broken"}))
 
 
+def test_gpus_are_listed_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: (30e9 + index, 80e9))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "Example GPU")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    found = list(device_findings({}))
+    assert [finding.subject for finding in found] == ["cuda:0", "cuda:1"]
+    assert found[0].found == "Example GPU, 30.0 GB of 80.0 GB free, no bf16"
+
+
 def test_threads() -> None:
     assert threads_finding(2, 2).level == "ok"
     crowded = threads_finding(8, 2)
