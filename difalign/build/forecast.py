@@ -48,8 +48,8 @@ class RunForecast:
     evaluations: int
     evaluation_samples: int
     evaluation_forwards: int  # rows of the denoiser
-    sampling_evaluations: int  # rows that the network computes for sampling, twice the forwards under guidance
-    evaluation_evaluations: int  # likewise, for evaluation
+    sampling_network_rows: int  # rows that the network computes for sampling, twice the forwards under guidance
+    evaluation_network_rows: int  # likewise, for evaluation
 
     @property
     def decodes(self) -> int:
@@ -109,9 +109,8 @@ def forecast_run(config: RunConfig, plans: PlanSchedule, *, heldout: int) -> Run
     forwards = roots * sum(sum(walk.rows) for walk in walks)
     edges = roots * sum(walk.edges for walk in walks)
     samples = roots * sum(walk.leaves for walk in walks)
-    evaluations = _evaluations(config)
     shown = heldout if evaluation.limit is None else min(heldout, evaluation.limit)
-    evaluated = evaluations * shown * evaluation.seeds_per_prompt
+    evaluated = config.evaluations * shown * evaluation.seeds_per_prompt
     return RunForecast(
         rollouts=training.rollouts,
         updates=config.updates,
@@ -122,11 +121,11 @@ def forecast_run(config: RunConfig, plans: PlanSchedule, *, heldout: int) -> Run
         recorded_edges=edges,
         training_rows=edges * training.inner_epochs,
         reference_rows=0 if config.objective.kl.kind == "none" else edges * training.inner_epochs,
-        evaluations=evaluations,
+        evaluations=config.evaluations,
         evaluation_samples=evaluated,
         evaluation_forwards=evaluated * evaluation.steps,
-        sampling_evaluations=forwards * rows_a_forward(sampling.guidance),
-        evaluation_evaluations=evaluated * evaluation.steps * rows_a_forward(evaluation.guidance),
+        sampling_network_rows=forwards * rows_a_forward(sampling.guidance),
+        evaluation_network_rows=evaluated * evaluation.steps * rows_a_forward(evaluation.guidance),
     )
 
 
@@ -191,9 +190,3 @@ def _forecast_walk(
         stored_bytes=stored,
         busy=sampling.prompts_per_update / (processes * prompts),
     )
-
-
-def _evaluations(config: RunConfig) -> int:
-    """Before, after, and every so many rollouts in between."""
-    every = config.evaluation.every
-    return 2 + ((config.training.rollouts - 1) // every if every else 0)

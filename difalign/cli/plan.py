@@ -127,8 +127,8 @@ def _run_table(run: RunForecast) -> Table:
         ("recorded edges", run.recorded_edges),
         ("rows forward and backward, at most", run.training_rows),
     ]
-    if run.sampling_evaluations != run.sampling_forwards:
-        rows.insert(3, ("  as the network computes them, guided", run.sampling_evaluations))
+    if run.sampling_network_rows != run.sampling_forwards:
+        rows.insert(3, ("  as the network computes them, guided", run.sampling_network_rows))
     if run.reference_rows:
         rows.append(("rows of the reference, at most", run.reference_rows))
     for name, value in rows:
@@ -137,8 +137,8 @@ def _run_table(run: RunForecast) -> Table:
     table.add_row("evaluations", "", _number(run.evaluations))
     table.add_row("  samples: decodes and reward calls", "", _number(run.evaluation_samples))
     table.add_row("  denoiser forwards, rows", "", _number(run.evaluation_forwards))
-    if run.evaluation_evaluations != run.evaluation_forwards:
-        table.add_row("  as the network computes them, guided", "", _number(run.evaluation_evaluations))
+    if run.evaluation_network_rows != run.evaluation_forwards:
+        table.add_row("  as the network computes them, guided", "", _number(run.evaluation_network_rows))
     table.add_row("decodes in all", "", _number(run.decodes))
     return table
 

@@ -263,6 +263,12 @@ class RunConfig(Section):
         return training.rollouts * training.updates_per_rollout * training.inner_epochs
 
     @property
+    def evaluations(self) -> int:
+        """Evaluations of the whole run: before, after, and every so many rollouts in between."""
+        every = self.evaluation.every
+        return 2 + ((self.training.rollouts - 1) // every if every else 0)
+
+    @property
     def group_size(self) -> int:
         """How many samples are compared with one another."""
         leaves = leaves_per_seed(self.sampling.plan)

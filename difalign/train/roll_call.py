@@ -137,10 +137,8 @@ def written_bytes(config: RunConfig, *, weights: int, heldout: int) -> int:
         weights: bytes of the trained weights.
         heldout: held-out prompts of one evaluation.
     """
-    evaluation, rollouts = config.evaluation, config.training.rollouts
-    evaluations = 2 + ((rollouts - 1) // evaluation.every if evaluation.every else 0)
-    scored = evaluations * heldout * evaluation.seeds_per_prompt
-    pages = evaluations + 3  # before and after, and again in the report
+    scored = config.evaluations * heldout * config.evaluation.seeds_per_prompt
+    pages = config.evaluations + 3  # before and after, and again in the report
     return round(_SPARE * (weights + pages * _GRID_BYTES + scored * _RECORD_BYTES + config.updates * _ROW_BYTES))
 
 
