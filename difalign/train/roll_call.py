@@ -134,7 +134,7 @@ def written_bytes(config: RunConfig, *, weights: int, heldout: int) -> int:
 
     Args:
         config: the run.
-        weights: bytes of the trained weights.
+        weights: bytes of the trained weights, with all copies of them that lie in the folder at one time.
         heldout: held-out prompts of one evaluation.
     """
     scored = config.evaluations * heldout * config.evaluation.seeds_per_prompt

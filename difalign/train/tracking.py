@@ -6,14 +6,16 @@ and none talks to a server unless ``tracking.online`` says so.
 
 from __future__ import annotations
 
-import shutil
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from difalign.core.config import RunConfig, TrackerName
 from difalign.core.config_diff import flatten
 from difalign.core.config_yaml import to_yaml
+from difalign.report.log import write_text_atomically
 from difalign.report.records import Evaluation
 from difalign.report.statistics import shared_scores
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _EVENTS = "tensorboard"  # subfolder of the run folder
+_WANDB_ID = "wandb_id.txt"
 _KEYS = ("rollout", "update")  # of a row of metrics: its place, not a figure
 
 
@@ -72,20 +75,27 @@ class Tracking:
 
 
 @contextmanager
-def open_tracking(config: RunConfig, *, is_main: bool) -> Iterator[Tracking]:
+def open_tracking(config: RunConfig, *, is_main: bool, resumed_at: int | None = None) -> Iterator[Tracking]:
     """The trackers that a run names, started; they are closed however the run ends.
 
     Make the accelerator first: trackers ask it which process they are on.
+
+    Args:
+        config: the run.
+        is_main: whether this is the process that writes.
+        resumed_at: updates that a resumed run begins with; its curves go on from there where a tracker can (for
+            swanlab a new run begins). None for a run that starts anew.
     """
-    tracking = Tracking([_started(name, config) for name in config.tracking.trackers] if is_main else ())
+    names = config.tracking.trackers if is_main else ()
+    tracking = Tracking([_started(name, config, resumed_at) for name in names])
     try:
         yield tracking
     finally:
         tracking.close()
 
 
-def _started(name: TrackerName, config: RunConfig) -> GeneralTracker:
-    tracker = _make(name, config)
+def _started(name: TrackerName, config: RunConfig, resumed_at: int | None) -> GeneralTracker:
+    tracker = _make(name, config, resumed_at)
     tracker.start()
     if name == "tensorboard":
         # Its table of hyper-parameters opens a run of its own beside this one for every start; text does not.
@@ -98,26 +108,44 @@ def _started(name: TrackerName, config: RunConfig) -> GeneralTracker:
     return tracker
 
 
-def _make(name: TrackerName, config: RunConfig) -> GeneralTracker:
+def _make(name: TrackerName, config: RunConfig, resumed_at: int | None) -> GeneralTracker:
     from accelerate.tracking import SwanLabTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
     folder, options = config.run_folder, config.tracking
     folder.mkdir(parents=True, exist_ok=True)
     match name:
         case "tensorboard":
-            if config.overwrite:
-                shutil.rmtree(folder / _EVENTS, ignore_errors=True)  # curves of two runs in one folder are unreadable
-            return TensorBoardTracker(_EVENTS, folder)
+            if resumed_at is None:
+                _clear_events(folder / _EVENTS)
+            return TensorBoardTracker(_EVENTS, folder, purge_step=resumed_at)
         case "wandb":
             mode = "online" if options.online else "offline"
-            return WandBTracker(options.project, name=config.name, dir=str(folder), mode=mode)
+            again = None if resumed_at is None else "allow"
+            run = _wandb_id(folder / _WANDB_ID, keep=resumed_at is not None)
+            return WandBTracker(options.project, name=config.name, dir=str(folder), mode=mode, id=run, resume=again)
         case "trackio":
-            return TrackioTracker(options.project, name=config.name)  # keeps everything on this machine
+            # Keeps everything on this machine; knows a run by its name.
+            again = "never" if resumed_at is None else "allow"
+            return TrackioTracker(options.project, name=config.name, resume=again)
         case "swanlab":
             mode = "cloud" if options.online else "offline"
-            return SwanLabTracker(
-                options.project, experiment_name=config.name, logdir=str(folder / "swanlab"), mode=mode
-            )
+            logs = str(folder / "swanlab")
+            return SwanLabTracker(options.project, experiment_name=config.name, logdir=logs, mode=mode)
+
+
+def _clear_events(folder: Path) -> None:
+    """Remove the curves of an earlier run: two runs in one folder are unreadable."""
+    for file in folder.glob("events.out.tfevents.*"):
+        file.unlink()
+
+
+def _wandb_id(file: Path, *, keep: bool) -> str:
+    """The id under which wandb knows a run: the one in the run's folder if it is to be kept, else a new one."""
+    if keep and file.is_file():
+        return file.read_text(encoding="utf-8").strip()
+    name = secrets.token_hex(8)
+    write_text_atomically(file, f"{name}\n")
+    return name
 
 
 def _log_images(tracker: Any, images: Mapping[str, object], *, step: int) -> None:

@@ -84,6 +84,21 @@ def test_a_run_that_replaces_another_replaces_its_curves(tmp_path: Path) -> None
     assert len(events(tmp_path).Scalars("train/reward")) == 1
 
 
+def test_curves_of_a_resumed_run_go_on_where_it_does(tmp_path: Path) -> None:
+    """A run that broke off after four updates goes on from its checkpoint after two."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = toy_run_config(tmp_path, tracking=TENSORBOARD)
+    for resumed_at, updates, reward in ((None, range(4), 0.25), (2, range(2, 5), 0.5)):
+        runtime = Runtime()
+        with open_tracking(config, is_main=True, resumed_at=resumed_at) as tracking:
+            for update in updates:
+                tracking.figures({"rollout": update, "update": update, "reward": reward})
+        runtime.close()
+    curve = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/reward")
+    assert [(point.step, point.value) for point in curve] == [(0, 0.25), (1, 0.25), (2, 0.5), (3, 0.5), (4, 0.5)]
+
+
 def test_trackers_do_not_change_a_run(tmp_path: Path, tracked: Path) -> None:
     run_toy(toy_run_config(tmp_path, evaluation={"every": 2}, training={"rollouts": 4}))
     assert [row["reward"] for row in rows_of(tmp_path)] == [row["reward"] for row in rows_of(tracked)]
@@ -130,7 +145,9 @@ class Recorded(ModuleType):
         self.finished = True
 
 
-def use(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, online: bool = False) -> Recorded:
+def use(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, online: bool = False, resumed_at: int | None = None
+) -> Recorded:
     """Track one row and one evaluation with a recorded ``name``."""
     import torch
 
@@ -140,7 +157,7 @@ def use(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, online: boo
     config = toy_run_config(folder, name="mine", tracking=tracking)
     runtime = Runtime()
     record = SampleRecord("a red circle", "single", 0, {"total": 0.25}, 0)
-    with open_tracking(config, is_main=True) as opened:
+    with open_tracking(config, is_main=True, resumed_at=resumed_at) as opened:
         opened.figures({"rollout": 0, "update": 3, "reward": 0.5})
         opened.evaluation(Evaluation(0, "base", (record,)), step=4, images=torch.zeros(1, 3, 8, 8), shown=(0,))
     runtime.close()
@@ -171,6 +188,15 @@ def test_figures_and_scores_of_the_other_trackers(name: str, tmp_path: Path, mon
         assert shape[2] == 3
     assert module.stored["training.learning_rate"] == 0.02
     assert module.finished
+
+
+def test_wandb_and_trackio_take_up_the_run_that_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, again = use("wandb", tmp_path, monkeypatch), use("wandb", tmp_path, monkeypatch, resumed_at=3)
+    anew = use("wandb", tmp_path, monkeypatch)
+    assert first.begun["id"] == again.begun["id"] != anew.begun["id"]
+    assert [module.begun["resume"] for module in (first, again, anew)] == [None, "allow", None]
+    assert use("trackio", tmp_path, monkeypatch).begun["resume"] == "never"
+    assert use("trackio", tmp_path, monkeypatch, resumed_at=3).begun["resume"] == "allow"
 
 
 def test_only_the_main_process_tracks(tmp_path: Path) -> None:
