@@ -45,6 +45,9 @@ class PipelineCard(Card):
     height: Count | None = None  # pixels; null = what the network was trained at
     width: Count | None = None
     size_multiple: Count = 1  # height and width must be multiples of this
+    # Of the latent space, for counting ahead of a download; files on the disk say more and are asked first.
+    latent_channels: Count | None = None
+    latent_scale: Count | None = None  # pixels, along a side, that one latent element stands for
     steps: Count = 28
     guidance: NonNegative = 1.0
     lora_targets: Annotated[tuple[str, ...], Field(strict=False)] = ()  # module suffixes; empty = the adapter's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,12 @@ class Inputs:
 
 
 def prepare(
-    config: RunConfig, *, processes: int = 1, check_output: bool = True, roots: Sequence[Path] | None = None
+    config: RunConfig,
+    *,
+    processes: int = 1,
+    check_output: bool = True,
+    check_weights: bool = True,
+    roots: Sequence[Path] | None = None,
 ) -> Inputs:
     """Read what the configuration names and check that a run can start; nothing is written.
 
@@ -40,6 +46,7 @@ def prepare(
         config: the run.
         processes: how many processes will train together.
         check_output: whether to refuse a folder that holds a run; only the first process can say, since it fills it.
+        check_weights: whether to refuse a pipeline whose folder is missing; counting needs none.
         roots: where the definition folders are; the checkout and the installed package by default.
 
     Raises:
@@ -51,11 +58,11 @@ def prepare(
     known = {name: found for name, found in rewards.items() if found is not None}
     train = _collect(problems, lambda: _prompts("prompts.train", config.prompts.train, known))
     heldout = _collect(problems, lambda: _prompts("prompts.heldout", config.prompts.heldout, known))
-    checks = [*_geometry(config, processes)]
+    checks = [*_geometry(config, processes), *_trackers(config)]
     if train is not None:
         checks += _enough_prompts(config, train)
     if pipeline is not None:
-        checks += [*_size(config, pipeline), *_weights(pipeline)]
+        checks += [*_size(config, pipeline), *(_weights(pipeline) if check_weights else ())]
     if check_output:
         checks += _output_folder(config)
     problems += checks
@@ -140,6 +147,15 @@ def _geometry(config: RunConfig, processes: int) -> Iterator[str]:
             f"sampling.prompts_per_update = {prompts}: leaves some of {processes} processes without work, since a "
             f"prompt's samples stay on one of them; use sampling.prompts_per_update={processes} or fewer processes"
         )
+
+
+def _trackers(config: RunConfig) -> Iterator[str]:
+    for name in config.tracking.trackers:
+        if importlib.util.find_spec(name) is None:
+            yield (
+                f"tracking.trackers = {list(config.tracking.trackers)}: {name} is not installed; "
+                f"pip install difalign[track], or leave {name} out"
+            )
 
 
 def _size(config: RunConfig, pipeline: Found[PipelineCard]) -> Iterator[str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import typer
 
 from difalign.cli import cards, config
+from difalign.cli.doctor import doctor
+from difalign.cli.plan import plan
+from difalign.cli.status import status
 from difalign.cli.train import SETTINGS_CONTEXT, train
 
 app = typer.Typer(
@@ -13,6 +16,9 @@ app = typer.Typer(
     help="Align image and video diffusion models with rewards.",
 )
 app.command(context_settings=SETTINGS_CONTEXT)(train)
+app.command(context_settings=SETTINGS_CONTEXT)(plan)
+app.command()(status)
+app.command()(doctor)
 app.add_typer(config.app, name="config")
 app.add_typer(cards.pipelines_app, name="pipelines")
 app.add_typer(cards.rewards_app, name="rewards")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
@@ -12,10 +13,11 @@ from difalign.build.definitions import find_definition
 from difalign.build.preflight import Inputs, prepare
 from difalign.core.config import RunConfig
 from difalign.core.errors import ConfigError
-from difalign.core.overrides import load_config
+from difalign.core.overrides import load_config, read_tree
 
 CONFIGS = "configs"
 DEFAULT_CONFIG = "demo"  # what no arguments mean
+_RUN_CONFIG = "config.yaml"  # in the folder of a run
 BAD_INPUT = 2  # exit code, as of every Unix tool that is called wrongly
 
 
@@ -41,6 +43,17 @@ def read_config(config: str | None, settings: Sequence[str]) -> RunConfig:
     except ConfigError as error:
         raise ConfigError(f"--config {error}") from None
     return load_config(file, settings)
+
+
+def read_keys(name: str, *, resolved: bool) -> Mapping[str, object]:
+    """The keys of a file, of a shipped configuration or of a run's folder; with every default if ``resolved``.
+
+    Raises:
+        ConfigError: if there is no such configuration, or it cannot be read.
+    """
+    of_run = Path(name).expanduser() / _RUN_CONFIG
+    file = of_run if of_run.is_file() else find_definition(CONFIGS, name)
+    return load_config(file).model_dump(mode="json") if resolved else read_tree(file)
 
 
 def check_run(config: RunConfig) -> Inputs:

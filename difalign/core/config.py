@@ -23,6 +23,7 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 WeightName = Literal["uniform", "noise_aware", "inverse_step_size"]
 LogProbName = Literal["gaussian", "squared_error"]
 KLName = Literal["none", "flow_grpo", "gaussian", "velocity", "x0"]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "swanlab"]
 WindowStrategy = Literal["fixed", "random", "progressive", "decay", "exp_decay"]
 OptionValue = str | int | float | bool | None
 
@@ -33,6 +34,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 FileName = Annotated[str, Field(min_length=1)]
+ProjectName = Annotated[str, Field(min_length=1, pattern=r"^[^/\\\s]+$")]
 
 
 class Section(BaseModel):
@@ -187,6 +189,14 @@ class EvaluationConfig(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2000  # own: for the 95 % interval of the gain
 
 
+class TrackingConfig(Section):
+    """Where figures go besides the run folder, which always has them."""
+
+    trackers: Annotated[tuple[TrackerName, ...], Field(strict=False)] = ()  # own: the run folder is enough
+    project: ProjectName = "difalign"  # own
+    online: bool = False  # own: nothing leaves the machine unasked; false keeps wandb and swanlab offline
+
+
 class RewardConfig(Section):
     """One term of the reward."""
 
@@ -218,6 +228,7 @@ class RunConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @property
     def run_folder(self) -> Path:
@@ -244,6 +255,18 @@ class RunConfig(Section):
     def prompts_per_rollout(self) -> int:
         """Prompts sampled in one rollout, over all processes."""
         return self.sampling.prompts_per_update * self.training.updates_per_rollout
+
+    @property
+    def updates(self) -> int:
+        """Optimiser updates of the whole run, if no clock stops it."""
+        training = self.training
+        return training.rollouts * training.updates_per_rollout * training.inner_epochs
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the whole run: before, after, and every so many rollouts in between."""
+        every = self.evaluation.every
+        return 2 + ((self.training.rollouts - 1) // every if every else 0)
 
     @property
     def group_size(self) -> int:

@@ -123,11 +123,10 @@ def _group_of_one(config: RunConfig) -> str | None:
 
 def _average_never_taken(config: RunConfig) -> str | None:
     training = config.training
-    updates = training.rollouts * training.updates_per_rollout * training.inner_epochs
-    if not training.ema.enabled or updates >= training.ema.every:
+    if not training.ema.enabled or config.updates >= training.ema.every:
         return None
     return (
-        f"training.ema.every = {training.ema.every}: the run has only {updates} updates, so the average that is "
+        f"training.ema.every = {training.ema.every}: the run has only {config.updates} updates, so the average that is "
         "evaluated and saved would stay untrained; use training.ema.enabled=false, or more training.rollouts"
     )
 

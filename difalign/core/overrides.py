@@ -26,7 +26,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: naming every problem found, with its key, its value and what is allowed.
     """
-    tree = _read_with_base(path) if path is not None else {}
+    tree = read_tree(path) if path is not None else {}
     tree = merge(tree, parse_overrides(overrides))
     if path is None:
         return checked(RunConfig, tree, source="settings")
@@ -68,7 +68,12 @@ def merge(lower: Mapping[str, object], upper: Mapping[str, object], path: tuple[
     return merged
 
 
-def _read_with_base(path: Path) -> Tree:
+def read_tree(path: Path) -> Tree:
+    """What a file says, laid over what its ``base`` says; nothing is filled in or checked.
+
+    Raises:
+        ConfigError: if a file is missing or no YAML mapping, or the base has a base itself.
+    """
     tree = _read_mapping(path)
     base = tree.pop("base", None)
     if base is None:

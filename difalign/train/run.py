@@ -21,7 +21,9 @@ from difalign.report.table import summary_table
 from difalign.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from difalign.train.policy_gradient import PlanSchedule, PolicyGradient
 from difalign.train.progress import ProgressView, progress_view
+from difalign.train.roll_call import call_roll, check_space, prompt_facts, require_same, written_bytes
 from difalign.train.runtime import Runtime
+from difalign.train.tracking import Tracking, open_tracking
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 _NETWORK_FOLDER = "network"
@@ -46,19 +48,33 @@ def run_training(config: RunConfig, build: Callable[[Runtime], Task]) -> dict[st
         build: makes the objects on this process's device.
 
     Raises:
+        ConfigError: if the processes differ, or the run folder cannot be written, seen by all, or hold the run.
         RuntimeError, FloatingPointError: if a guard stops the run; what was written so far stays.
     """
     runtime = Runtime(mixed_precision=config.training.mixed_precision)
     try:
+        call_roll(config, runtime)
         task = build(runtime)  # before the folder is touched: a model that cannot be loaded costs no earlier run
+        _check_task(config, runtime, task)
         log = _open_log(config, runtime) if runtime.is_main else None
-        with progress_view(is_main=runtime.is_main) as view:
-            summary = _Run(config, task, runtime, log, view).run()
+        with (
+            progress_view(is_main=runtime.is_main) as view,
+            open_tracking(config, is_main=runtime.is_main) as tracking,
+        ):
+            summary = _Run(config, task, runtime, log, view, tracking).run()
     except BaseException:
         runtime.close(failed=True)
         raise
     runtime.close()
     return summary
+
+
+def _check_task(config: RunConfig, runtime: Runtime, task: Task) -> None:
+    """What can only be asked once the objects are there: the same prompts everywhere, and room for the weights."""
+    require_same(runtime, prompt_facts({"prompts.train": task.prompts, "prompts.heldout": task.heldout}))
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in task.pipeline.trainable_parameters())
+    heldout = len(task.heldout[: config.evaluation.limit])
+    check_space(runtime, config.run_folder, written_bytes(config, weights=weights, heldout=heldout))
 
 
 def _open_log(config: RunConfig, runtime: Runtime) -> RunLog:
@@ -86,6 +102,7 @@ class _Run:
     runtime: Runtime
     log: RunLog | None
     view: ProgressView
+    tracking: Tracking
     evaluation_forwards: int = 0  # of all evaluations and processes
 
     def run(self) -> dict[str, Any]:
@@ -138,8 +155,10 @@ class _Run:
             rows = trainer.run(index, self.view.phase)
             seconds = time.perf_counter() - started
             for row in rows:
+                timed = {**row, "seconds": seconds, "learning_rate": training.learning_rate}
                 if self.log is not None:
-                    self.log.append_metrics({**row, "seconds": seconds, "learning_rate": training.learning_rate})
+                    self.log.append_metrics(timed)
+                self.tracking.figures(timed)
             done = index + 1
             self.view.run(done, training.rollouts, _figures(rows[-1]))
             over = training.max_seconds is not None and seconds >= training.max_seconds
@@ -164,6 +183,7 @@ class _Run:
                 progress=lambda done, total: self.view.phase("evaluating", done, total),
             )
         self.evaluation_forwards += result.forwards
+        self.tracking.evaluation(result.evaluation, step=trainer.updates, images=result.images, shown=result.shown)
         if self.log is not None:
             self.log.write_evaluation(result.evaluation, images=result.images, shown=result.shown)
             total = [record.scores["total"] for record in result.evaluation.records]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, TypeVar, final
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 T = TypeVar("T")
 
@@ -98,6 +99,29 @@ class Runtime:
         norm = self._accelerator.clip_grad_norm_(list(parameters), max_norm)
         assert norm is not None
         return float(norm)
+
+    def meet(self, seconds: float) -> None:
+        """Wait for all processes, but not for ever; over gloo, whatever the device, which can say who is missing.
+
+        Raises:
+            RuntimeError: naming the processes that did not come within ``seconds``.
+        """
+        if self.world == 1:
+            return
+        limit = timedelta(seconds=seconds)
+        own: Any = None  # the group of the run, where that is gloo's
+        if distributed.get_backend() != "gloo":
+            own = distributed.new_group(backend="gloo", timeout=limit)
+        try:
+            distributed.monitored_barrier(own, timeout=limit, wait_all_ranks=True)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"not all of {self.world} processes came to the first meeting within {seconds:g} seconds; see what the "
+                f"missing ones say, and whether all machines reach the main one: {error}"
+            ) from error
+        finally:
+            if own is not None:
+                distributed.destroy_process_group(own)
 
     def barrier(self) -> None:
         """Wait for all processes."""

@@ -25,8 +25,8 @@ def output(*arguments: str) -> str:
 
 def test_help_names_every_command():
     text = output("--help")
-    assert all(name in text for name in ("train", "config", "pipelines", "rewards"))
-    assert all(name in output("config", "--help") for name in ("show", "validate", "schema"))
+    assert all(name in text for name in ("train", "plan", "status", "doctor", "config", "pipelines", "rewards"))
+    assert all(name in output("config", "--help") for name in ("show", "validate", "schema", "diff"))
 
 
 def test_lists():
@@ -67,3 +67,37 @@ def test_validate_says_what_a_rollout_is(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(preflight, "_weights", lambda pipeline: iter(()))
     text = output("config", "validate", "sampling.prompts_per_update=3", "training.updates_per_rollout=2")
     assert text.startswith("ok: tiny-sd3 with verifier; a rollout is 6 of ")
+
+
+def test_diff_lists_keys_with_both_values(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("seed: 1\ntraining:\n  rollouts: 100\n  betas: [0.9, 0.99]\n")
+    (tmp_path / "b.yaml").write_text("seed: 2\n")
+    a, b = str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")
+    lines = [line.split() for line in output("config", "diff", a, b).splitlines()]
+    assert ["seed", "1", "2"] in lines
+    assert ["training.rollouts", "100", "–"] in lines
+    assert ["training.betas", "[0.9,", "0.99]", "–"] in lines
+    assert output("config", "diff", a, a).strip() == "no difference"
+
+
+def test_resolved_diff_fills_in_defaults(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("name: x\ntraining:\n  rollouts: 100\n  betas: [0.9, 0.99]\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("name: x\n")
+    text = output("config", "diff", str(tmp_path / "a.yaml"), str(tmp_path / "run"), "--resolved")
+    assert "training.betas" in text
+    assert "[0.9, 0.999]" in text
+    assert "rollouts" not in text  # 100 is the default
+
+
+def test_diff_of_what_is_no_configuration(tmp_path: Path):
+    result = RUNNER.invoke(app, ["config", "diff", "demo", "dem"])
+    assert result.exit_code == 2
+    assert "did you mean 'demo'?" in result.stderr
+
+
+def test_validate_refuses_what_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    result = RUNNER.invoke(app, ["config", "validate", "sampling.height=40"])
+    assert result.exit_code == 2
+    assert "sampling.height = 40" in result.stderr

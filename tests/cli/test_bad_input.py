@@ -119,6 +119,9 @@ CASES = [
     one("option of the wrong type", "rewards.verifier.options.strict_share=half", "'half'", "its default, 0.5"),
     one("no reward left", "rewards.verifier=null", "rewards = {}", "not empty"),
     one("size off the grid", "sampling.height=40", "sampling.height = 40", "sampling.height=36"),
+    # trackers
+    one("unknown tracker", "tracking.trackers=[tensorbord]", "'tensorbord'", "tensorboard, wandb, trackio, swanlab"),
+    one("project with a space", "tracking.project=my runs", "tracking.project = 'my runs'", "without spaces"),
     # output
     Bad("output is a file", ("output_dir=out",), ("output_dir = 'out'", "not a folder"), (("out", "x"),)),
     Bad("output below a file", ("output_dir=out/run",), ("not a folder", "another output_dir"), (("out", "x"),)),

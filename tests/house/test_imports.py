@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+COMMANDS = ("train", "plan", "status", "doctor", "config", "pipelines", "rewards")
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "scipy")
 
 
@@ -32,7 +33,7 @@ def test_import_is_light():
     assert not loaded_by("import difalign\ndifalign.__version__, dir(difalign)")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_help_is_light(arguments: list[str]):
     assert not loaded_by(
         f"sys.argv = ['difalign', *{arguments!r}]\n"
