@@ -173,6 +173,7 @@ def train(config: str | Path | None = None, *, overrides: Sequence[str] = ()) ->
 
     Raises:
         ValueError: for anything in the configuration that cannot work, before a model is loaded.
+        difalign.train.interrupt.Interrupted: after SIGINT or SIGTERM, once a checkpoint is saved.
     """
     from difalign.build.definitions import find_definition
     from difalign.build.preflight import prepare

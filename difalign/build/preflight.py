@@ -11,10 +11,12 @@ from typing import TypeVar
 
 from difalign.build.cards import Found, PipelineCard, RewardCard, load_pipeline_card, load_reward_card, reward_options
 from difalign.build.definitions import find_file
+from difalign.build.fingerprints import fingerprints
 from difalign.build.targets import resolve_target
 from difalign.core.config import RunConfig
 from difalign.core.errors import ConfigError, in_one_message
 from difalign.core.prompts import Prompt, read_prompts
+from difalign.train.resume import ResumePoint, find_resume_point
 
 _RUN_FILES = ("config.yaml", "environment.json", "metrics.jsonl", "summary.json")  # any of them marks a run's folder
 _SHOWN_PROMPTS = 3
@@ -30,6 +32,8 @@ class Inputs:
     rewards: Mapping[str, Found[RewardCard]]
     train_prompts: tuple[Prompt, ...]
     heldout_prompts: tuple[Prompt, ...]
+    fingerprints: Mapping[str, str]  # of what the files hold that the configuration only names
+    resume: ResumePoint | None = None  # on the first process, if the run goes on from a checkpoint
 
 
 def prepare(
@@ -45,7 +49,8 @@ def prepare(
     Args:
         config: the run.
         processes: how many processes will train together.
-        check_output: whether to refuse a folder that holds a run; only the first process can say, since it fills it.
+        check_output: whether to refuse a folder that holds a run, and to find the checkpoint that ``resume`` asks for;
+            only the first process can say, since it fills the folder.
         check_weights: whether to refuse a pipeline whose folder is missing; counting needs none.
         roots: where the definition folders are; the checkout and the installed package by default.
 
@@ -68,7 +73,9 @@ def prepare(
     problems += checks
     if problems or pipeline is None or train is None or heldout is None:
         raise ConfigError(in_one_message(problems))
-    return Inputs(config, pipeline, known, train, heldout)
+    marks = fingerprints(pipeline, known, train, heldout)
+    point = find_resume_point(config, marks) if check_output else None
+    return Inputs(config, pipeline, known, train, heldout, marks, point)
 
 
 def _collect(problems: list[str], read: Callable[[], _T]) -> _T | None:
@@ -188,7 +195,7 @@ def _output_folder(config: RunConfig) -> Iterator[str]:
             yield f"{key}: {existing} is not a folder; use another output_dir"
         elif not os.access(existing, os.W_OK | os.X_OK):
             yield f"{key}: {existing} is not writable; change its permissions or use another output_dir"
-        elif existing == folder and any(folder.iterdir()):
+        elif existing == folder and config.resume is None and any(folder.iterdir()):
             yield from _filled_folder(config, folder, key)
     except OSError as error:
         yield f"{key}: cannot be used ({error.strerror}); use another output_dir"

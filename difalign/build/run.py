@@ -34,10 +34,11 @@ def run_flow_grpo(inputs: Inputs) -> dict[str, Any]:
     Raises:
         ConfigError: if a card's target cannot be imported or refuses its options.
         RuntimeError, FloatingPointError: if a guard of the trainer stops the run.
+        Interrupted: if SIGINT or SIGTERM does, once its state is saved.
     """
     from difalign.train.run import run_training
 
-    return run_training(inputs.config, partial(build_task, inputs))
+    return run_training(inputs.config, partial(build_task, inputs), resume=inputs.resume)
 
 
 def build_task(inputs: Inputs, runtime: Runtime) -> Task:
@@ -51,6 +52,7 @@ def build_task(inputs: Inputs, runtime: Runtime) -> Task:
         prompts=inputs.train_prompts,
         heldout=inputs.heldout_prompts,
         plans=partial(_plans_of, config),
+        fingerprints=inputs.fingerprints,
     )
 
 

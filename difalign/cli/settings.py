@@ -14,18 +14,26 @@ from difalign.build.preflight import Inputs, prepare
 from difalign.core.config import RunConfig
 from difalign.core.errors import ConfigError
 from difalign.core.overrides import load_config, read_tree
+from difalign.train.interrupt import Interrupted
 
 CONFIGS = "configs"
 DEFAULT_CONFIG = "demo"  # what no arguments mean
 _RUN_CONFIG = "config.yaml"  # in the folder of a run
-BAD_INPUT = 2  # exit code, as of every Unix tool that is called wrongly
+BAD_INPUT = 2  # exit code, as of every Unix tool that is called wrongly; 128 + n for a signal
 
 
 @contextmanager
 def clear_failure() -> Iterator[None]:
-    """Turn a ConfigError into its message on stderr, from the first process only, and exit code 2 on all."""
+    """Turn a ConfigError into its message on stderr, from the first process only, and exit code 2 on all.
+
+    So too a run that SIGINT or SIGTERM has stopped, with exit code 130 or 143.
+    """
     try:
         yield
+    except Interrupted as stop:
+        if is_first_process():
+            typer.echo(f"stopped: {stop}", err=True)
+        raise typer.Exit(stop.exit_code) from None
     except ConfigError as error:
         if is_first_process():
             typer.echo(f"error: {error}", err=True)

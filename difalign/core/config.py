@@ -156,6 +156,13 @@ class EMAConfig(Section):
     every: Count = 8  # FG: updates between two averages
 
 
+class CheckpointConfig(Section):
+    """What a run keeps on the way, so that it can be resumed."""
+
+    every: Annotated[int, Field(ge=0)] = 20  # own: rollouts; 0 = only at the end and on an interrupt
+    keep: Count = 2  # own: the newest, and one more should it be damaged
+
+
 class TrainingConfig(Section):
     """The optimiser, its geometry and its limits."""
 
@@ -174,6 +181,7 @@ class TrainingConfig(Section):
     ema: EMAConfig = EMAConfig()
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # own; FG: fp16 for SD3.5
     gradient_checkpointing: bool = False  # FG: off for SD3.5
+    checkpoint: CheckpointConfig = CheckpointConfig()
     max_seconds: Positive | None = None  # stop after the rollout in which this has passed; null = no limit
 
 
@@ -219,6 +227,8 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     output_dir: FileName | None = None  # null = runs/NAME
     overwrite: bool = False  # own: an existing run is never replaced unasked
+    resume: FileName | None = None  # "latest", or a checkpoint of the run; null = start anew
+    resume_with_changes: bool = False  # own: a run goes on as it began unless told otherwise
     pipeline: FileName = "tiny-sd3"  # a card's name, or the path of a card or of a diffusers folder
     rewards: Annotated[dict[str, RewardConfig], Field(min_length=1)] = Field(
         default_factory=lambda: {"verifier": RewardConfig()}

@@ -26,6 +26,8 @@ def contradictions(config: RunConfig) -> list[str]:
         _reward_called_total(config),
         _zero_weights(config),
         _zero_spread(config),
+        _replaced_and_resumed(config),
+        _changes_without_resume(config),
     )
     return [problem for problem in checks if problem is not None]
 
@@ -155,3 +157,18 @@ def _zero_spread(config: RunConfig) -> str | None:
         "objective.advantage.eps = 0.0: divides by zero where all rewards of a group are equal; "
         "use eps=1e-4, or objective.filter_zero_variance=true"
     )
+
+
+def _replaced_and_resumed(config: RunConfig) -> str | None:
+    if not config.overwrite or config.resume is None:
+        return None
+    return (
+        f"resume = {config.resume!r}: goes on with the run that overwrite = true would replace; "
+        "use overwrite=false, or resume=null"
+    )
+
+
+def _changes_without_resume(config: RunConfig) -> str | None:
+    if not config.resume_with_changes or config.resume is not None:
+        return None
+    return "resume_with_changes = true: has no effect with resume = null; use resume=latest"

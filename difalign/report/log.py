@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,12 +75,31 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class LogMark:
+    """How far the files that a run only adds to had come at one moment."""
+
+    metrics_bytes: int
+    metrics_sha256: str  # of those bytes
+    evaluations: tuple[str, ...]  # names of the JSON files
+
+
+def find_mismatch(folder: Path, mark: LogMark) -> str | None:
+    """Why a run folder cannot be taken back to ``mark``, in a few words; None if it can."""
+    path = folder / METRICS_FILE
+    content = path.read_bytes() if path.is_file() else b""
+    if len(content) < mark.metrics_bytes:
+        return f"{METRICS_FILE} of the run has {len(content)} bytes, fewer than the {mark.metrics_bytes} it had then"
+    if _sha256(content[: mark.metrics_bytes]) != mark.metrics_sha256:
+        return f"{METRICS_FILE} of the run holds other rows than it held then"
+    return None
+
+
 class RunLog:
     """Writes one run folder; use it on the main process only.
 
     ``metrics.jsonl`` gets one object a line; in it ``seconds``, ``denoiser_forwards`` and ``reward_calls``
-    are totals since the start of the run. A run that is resumed writes on: rows that repeat a
-    ``(rollout, update)`` replace the earlier ones when the folder is read.
+    are totals since the start of the run. A run that is resumed is first taken back to its checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -96,9 +117,31 @@ class RunLog:
             BEFORE_AFTER_FILE,
         ):
             (self.folder / name).unlink(missing_ok=True)
-        for path in (self.folder / EVALUATIONS_FOLDER).glob("[0-9]" * 6 + "*"):
-            if path.suffix in (".json", ".png"):
+        for path in self._evaluations(".json", ".png"):
+            path.unlink()
+
+    def mark(self) -> LogMark:
+        """Where the log stands, once it is safely on the disk."""
+        path = self.folder / METRICS_FILE
+        content = path.read_bytes() if path.is_file() else b""
+        if content:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        return LogMark(len(content), _sha256(content), tuple(sorted(path.name for path in self._evaluations(".json"))))
+
+    def return_to(self, mark: LogMark) -> None:
+        """Take away what was written after ``mark``: later rows, later evaluations, and what an end left behind."""
+        for name in (SUMMARY_FILE, REPORT_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+        kept = {Path(name).stem for name in mark.evaluations}
+        for path in self._evaluations(".json", ".png"):
+            if path.stem not in kept:
                 path.unlink()
+        path = self.folder / METRICS_FILE
+        if path.exists():
+            with path.open("r+b") as file:
+                file.truncate(mark.metrics_bytes)
+                os.fsync(file.fileno())
 
     def append_metrics(self, row: Mapping[str, object]) -> None:
         """Append one row; the whole line goes out in one write, so that a crash leaves at most a broken last line."""
@@ -150,6 +193,11 @@ class RunLog:
         write_text_atomically(path, yaml_text if yaml_text.endswith("\n") else yaml_text + "\n")
         return path
 
+    def _evaluations(self, *suffixes: str) -> list[Path]:
+        """The files that evaluations have left, and nothing that a user put beside them."""
+        found = (self.folder / EVALUATIONS_FOLDER).glob("[0-9]" * 6 + "*")
+        return [path for path in found if path.suffix in suffixes]
+
     def _write_json(self, path: Path, value: Mapping[str, object]) -> Path:
         write_text_atomically(path, json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
         return path
@@ -161,6 +209,10 @@ class RunLog:
             safe = "".join(letter if letter.isalnum() else "_" for letter in evaluation.label)
             return folder / f"{evaluation.rollout:06d}-{safe}.json"
         return path
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _label_of(path: Path) -> str | None:

@@ -31,6 +31,22 @@ class MovingAverage:
         """Whether there is an average yet; until then it holds the weights it began with."""
         return self._steps >= self._every
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps counted so far."""
+        return self._steps
+
+    @property
+    def values(self) -> tuple[torch.Tensor, ...]:
+        """The averages themselves, in the order of the parameters."""
+        return tuple(self._shadow)
+
+    def restore(self, values: Sequence[torch.Tensor], steps: int) -> None:
+        """Go on from what ``values`` and ``steps`` once were."""
+        for shadow, value in zip(self._shadow, values, strict=True):
+            shadow.copy_(value)
+        self._steps = steps
+
     @torch.no_grad()
     def update(self) -> None:
         """Count one optimiser step; average at every ``every``-th."""

@@ -32,6 +32,13 @@ from difalign.train.meters import Meter
 from difalign.train.runtime import Runtime
 from difalign.train.sampler import rollout_prompts, split_groups
 from difalign.train.scoring import decode_and_score
+from difalign.train.state import (
+    TrainerState,
+    optimizer_tensors,
+    parameter_names,
+    restore_optimizer,
+    restore_parameters,
+)
 
 PlanSchedule = Callable[[int], tuple[Plan, ...]]  # rollout index -> the plans it runs
 Report = Callable[[str, int, int], None]  # (phase, done, total)
@@ -75,6 +82,7 @@ class PolicyGradient:
         self._runtime = runtime
         self._grid: NoiseGrid = pipeline.grid(config.sampling.steps)
         self._parameters: list[nn.Parameter] = pipeline.trainable_parameters()
+        self._names = parameter_names(pipeline.network, self._parameters)
         self._optimizer = runtime.prepare_optimizer(
             torch.optim.AdamW(
                 self._parameters,
@@ -104,6 +112,40 @@ class PolicyGradient:
                 first = not rows and epoch == 0
                 rows.append(self._update(index, batch, advantage, on_policy=first, report=report))
         return rows
+
+    # --- its state ----------------------------------------------------------------------------------------------
+
+    def state(self) -> TrainerState:
+        """All that later rollouts depend on; to be read before the next update, which changes the tensors."""
+        average = self.average
+        return TrainerState(
+            weights=dict(zip(self._names, self._parameters, strict=True)),
+            optimizer=optimizer_tensors(self._optimizer, self._names),
+            average={} if average is None else dict(zip(self._names, average.values, strict=True)),
+            counters={
+                "updates": self.updates,
+                "denoiser_forwards": self.forwards,
+                "reward_calls": self.reward_calls,
+                "average_steps": 0 if average is None else average.steps,
+            },
+            loss_scaling=self._runtime.loss_scaling,
+        )
+
+    def restore(self, state: TrainerState) -> None:
+        """Go on from ``state``; an average that it does not hold begins at its weights.
+
+        Raises:
+            ConfigError: if it is the state of other weights than these.
+        """
+        restore_parameters(self._parameters, self._names, state.weights)
+        restore_optimizer(self._optimizer, self._names, state.optimizer)
+        if self.average is not None:
+            values = state.average or state.weights
+            self.average.restore([values[name] for name in self._names], state.counters["average_steps"])
+        self._runtime.loss_scaling = dict(state.loss_scaling)
+        self.updates = state.counters["updates"]
+        self.forwards = state.counters["denoiser_forwards"]
+        self.reward_calls = state.counters["reward_calls"]
 
     # --- sampling -----------------------------------------------------------------------------------------------
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,23 @@ from difalign.core.prompts import Prompt
 from difalign.core.protocols import RewardModel, TrainablePipeline
 from difalign.report.environment import describe_environment
 from difalign.report.log import RunLog
+from difalign.report.records import Evaluation
 from difalign.report.statistics import summarise_gain
 from difalign.report.table import summary_table
+from difalign.train.checkpoint import list_checkpoints, remove_checkpoint, save_checkpoint, sweep
 from difalign.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
+from difalign.train.interrupt import Interrupted, SignalWatch
 from difalign.train.policy_gradient import PlanSchedule, PolicyGradient
 from difalign.train.progress import ProgressView, progress_view
+from difalign.train.resume import RUN_FILE, ResumePoint, RunState, read_run_state
 from difalign.train.roll_call import call_roll, check_space, prompt_facts, require_same, written_bytes
 from difalign.train.runtime import Runtime
+from difalign.train.state import read_trainer_state, write_json
 from difalign.train.tracking import Tracking, open_tracking
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 _NETWORK_FOLDER = "network"
+_LAUNCHER_SECONDS = 1.0  # within which a launcher passes on a signal that the terminal has sent to all processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +45,41 @@ class Task:
     prompts: Sequence[Prompt]
     heldout: Sequence[Prompt]
     plans: PlanSchedule
+    fingerprints: Mapping[str, str] = field(default_factory=dict)  # of the files it was built from
 
 
-def run_training(config: RunConfig, build: Callable[[Runtime], Task]) -> dict[str, Any]:
+def run_training(
+    config: RunConfig, build: Callable[[Runtime], Task], *, resume: ResumePoint | None = None
+) -> dict[str, Any]:
     """Run a checked configuration from beginning to end and return its summary (on every process).
 
     Args:
         config: the whole run; ``overwrite`` replaces what an earlier run left in its folder.
         build: makes the objects on this process's device.
+        resume: where to go on, as ``find_resume_point`` says; the main process's counts.
 
     Raises:
         ConfigError: if the processes differ, or the run folder cannot be written, seen by all, or hold the run.
         RuntimeError, FloatingPointError: if a guard stops the run; what was written so far stays.
+        ConfigError: if the checkpoint is of other weights; nothing in the folder is touched then.
+        Interrupted: if SIGINT or SIGTERM came to any process; a checkpoint is saved.
     """
     runtime = Runtime(mixed_precision=config.training.mixed_precision)
     try:
         call_roll(config, runtime)
         task = build(runtime)  # before the folder is touched: a model that cannot be loaded costs no earlier run
         _check_task(config, runtime, task)
-        log = _open_log(config, runtime) if runtime.is_main else None
+        point = runtime.agree(resume)
+        log = _open_log(config, runtime, point) if runtime.is_main else None
         with (
             progress_view(is_main=runtime.is_main) as view,
             open_tracking(config, is_main=runtime.is_main) as tracking,
+            _watch(runtime, view) as watch,
         ):
-            summary = _Run(config, task, runtime, log, view, tracking).run()
+            summary = _Run(config, task, runtime, log, view, tracking, watch, point).run()
+    except Interrupted:  # by all processes together
+        runtime.close()
+        raise
     except BaseException:
         runtime.close(failed=True)
         raise
@@ -77,14 +95,33 @@ def _check_task(config: RunConfig, runtime: Runtime, task: Task) -> None:
     check_space(runtime, config.run_folder, written_bytes(config, weights=weights, heldout=heldout))
 
 
-def _open_log(config: RunConfig, runtime: Runtime) -> RunLog:
+def _watch(runtime: Runtime, view: ProgressView) -> SignalWatch:
+    return SignalWatch(view.note, grace=_LAUNCHER_SECONDS if runtime.world > 1 else 0.0)
+
+
+def _open_log(config: RunConfig, runtime: Runtime, point: ResumePoint | None) -> RunLog:
     log = RunLog(config.run_folder)
-    if config.overwrite:
-        log.clear()
-        _remove_weights(config.run_folder)
-    log.write_config(to_yaml(config))
-    log.write_environment(describe_environment(processes=runtime.world))
+    if point is None:
+        if config.overwrite:
+            log.clear()
+            _remove_weights(config.run_folder)
+            _remove_checkpoints(config.run_folder, after=-1)
+        _describe(config, runtime, log)
     return log
+
+
+def _describe(config: RunConfig, runtime: Runtime, log: RunLog) -> None:
+    """What the run is and where it takes place; how it was resumed is not part of that."""
+    log.write_config(to_yaml(config.model_copy(update={"resume": None, "resume_with_changes": False})))
+    log.write_environment(describe_environment(processes=runtime.world))
+
+
+def _remove_checkpoints(folder: Path, *, after: int) -> None:
+    """Remove the checkpoints with more than ``after`` rollouts behind them, newest first."""
+    sweep(folder)
+    for checkpoint in reversed(list_checkpoints(folder)):
+        if checkpoint.rollout > after:
+            remove_checkpoint(checkpoint)
 
 
 def _remove_weights(folder: Path) -> None:
@@ -103,10 +140,16 @@ class _Run:
     log: RunLog | None
     view: ProgressView
     tracking: Tracking
+    watch: SignalWatch
+    point: ResumePoint | None
+    started: float = field(default_factory=time.perf_counter)
+    training_seconds: float = 0.0
     evaluation_forwards: int = 0  # of all evaluations and processes
+    evaluated: set[int] = field(default_factory=set)  # rollouts after which there was an evaluation
+    resumed_at: tuple[int, ...] = ()  # rollouts
+    saved: int | None = None  # rollouts of the newest checkpoint
 
     def run(self) -> dict[str, Any]:
-        started = time.perf_counter()
         trainer = PolicyGradient(
             self.task.pipeline,
             self.task.reward,
@@ -115,15 +158,13 @@ class _Run:
             config=self.config,
             runtime=self.runtime,
         )
-        base = self._evaluate(trainer, 0, "base")
-        training_started = time.perf_counter()
-        rollouts = self._train(trainer, training_started)
-        training_seconds = time.perf_counter() - training_started
+        base = self._go_on(trainer, self.point) if self.point is not None else self._evaluate(trainer, 0, "base")
+        rollouts = self._train(trainer, base)
         tuned = self._evaluate(trainer, rollouts, "tuned")
         self._save(trainer)
         summary = summarise_gain(
-            base.evaluation.records,
-            tuned.evaluation.records,
+            base.records,
+            tuned.records,
             seed=self.config.seed,
             resamples=self.config.evaluation.bootstrap_samples,
         )
@@ -133,12 +174,13 @@ class _Run:
             "seed": self.config.seed,
             "rollouts": rollouts,
             "updates": trainer.updates,
-            "seconds": time.perf_counter() - started,
-            "training_seconds": training_seconds,
+            "seconds": time.perf_counter() - self.started,
+            "training_seconds": self.training_seconds,
             "denoiser_forwards": trainer.forwards,
             "reward_calls": trainer.reward_calls,
             "evaluation_forwards": self.evaluation_forwards,
             "processes": self.runtime.world,
+            "resumed_at": list(self.resumed_at),
         }
         if self.log is not None:
             from difalign.report.page import write_report
@@ -148,28 +190,98 @@ class _Run:
             self.view.note(f"report: {write_report(self.config.run_folder)}")
         return summary
 
-    def _train(self, trainer: PolicyGradient, started: float) -> int:
-        """Rollouts until there have been enough or the time is up; returns how many."""
-        training, every = self.config.training, self.config.evaluation.every
-        for index in range(training.rollouts):
-            rows = trainer.run(index, self.view.phase)
+    def _go_on(self, trainer: PolicyGradient, point: ResumePoint) -> Evaluation:
+        """Take up the state of a checkpoint; returns the scores before training.
+
+        The folder is taken back to the checkpoint only once its state has been accepted.
+        """
+        folder = point.checkpoint.folder
+        state = read_run_state(folder)
+        before = self._measure(trainer, 0, "base") if point.measure_base else None  # the weights are still the old ones
+        trainer.restore(read_trainer_state(folder))
+        self.started -= state.seconds
+        self.training_seconds = state.training_seconds
+        self.evaluation_forwards += state.evaluation_forwards
+        self.evaluated = {int(name[:6]) for name in state.mark.evaluations}
+        self.resumed_at = (*state.resumed_at, state.rollouts)
+        self.saved = state.rollouts
+        self.view.note(f"resumed from {folder}, after {state.rollouts} of {self.config.training.rollouts} rollouts")
+        for line in point.skipped:
+            self.view.note(f"skipped a damaged checkpoint, {line}")
+        for line in point.changes:
+            self.view.note(f"changed: {line}")
+        if self.log is not None:
+            _remove_checkpoints(self.config.run_folder, after=state.rollouts)
+            self.log.return_to(state.mark)
+            _describe(self.config, self.runtime, self.log)
+        if before is None:
+            return state.base
+        self._record(before)
+        return before.evaluation
+
+    def _train(self, trainer: PolicyGradient, base: Evaluation) -> int:
+        """Rollouts until there have been enough, the time is up or a signal came; returns how many."""
+        training, every = self.config.training, self.config.training.checkpoint.every
+        done = self.saved or 0
+        started = time.perf_counter() - self.training_seconds
+        while True:
+            self.training_seconds = time.perf_counter() - started
+            over = done > 0 and training.max_seconds is not None and self.training_seconds >= training.max_seconds
+            finished = done >= training.rollouts or self.runtime.agree(over)
+            signum = max(self.runtime.gather([self.watch.received]))
+            if self._evaluation_is_due(done) and not finished and not signum:
+                self._evaluate(trainer, done, "training")
+            if finished or signum or (every and done % every == 0):
+                self._save_checkpoint(trainer, done, base)
+            if signum:
+                raise Interrupted(
+                    f"after {done} of {training.rollouts} rollouts; go on with the same command and resume=latest",
+                    signum,
+                )
+            if finished:
+                return done
+            rows = trainer.run(done, self.view.phase)
             seconds = time.perf_counter() - started
             for row in rows:
                 timed = {**row, "seconds": seconds, "learning_rate": training.learning_rate}
                 if self.log is not None:
                     self.log.append_metrics(timed)
                 self.tracking.figures(timed)
-            done = index + 1
+            done += 1
             self.view.run(done, training.rollouts, _figures(rows[-1]))
-            over = training.max_seconds is not None and seconds >= training.max_seconds
-            if self.runtime.agree(over):
-                return done
-            if every and done % every == 0 and done < training.rollouts:
-                self._evaluate(trainer, done, "training")
-        return training.rollouts
 
-    def _evaluate(self, trainer: PolicyGradient, rollout: int, label: str) -> EvaluationResult:
+    def _evaluation_is_due(self, done: int) -> bool:
+        every = self.config.evaluation.every
+        return bool(every) and done > 0 and done % every == 0 and done not in self.evaluated
+
+    def _save_checkpoint(self, trainer: PolicyGradient, done: int, base: Evaluation) -> None:
+        """Everything after ``done`` rollouts; written by the main process, since all hold the same."""
+        if done == self.saved:
+            return
+        self.saved = done
+        if self.log is None:
+            return
+        state = RunState(
+            config=self.config.model_dump(mode="json"),
+            fingerprints=self.task.fingerprints,
+            rollouts=done,
+            seconds=time.perf_counter() - self.started,
+            training_seconds=self.training_seconds,
+            evaluation_forwards=self.evaluation_forwards,
+            base=base,
+            mark=self.log.mark(),
+            resumed_at=self.resumed_at,
+        )
+        files = {**trainer.state().files(), RUN_FILE: partial(write_json, state.to_json())}
+        save_checkpoint(self.config.run_folder, done, files, keep=self.config.training.checkpoint.keep)
+
+    def _evaluate(self, trainer: PolicyGradient, rollout: int, label: str) -> Evaluation:
         """Held-out prompts under the averaged weights, written to the run folder."""
+        result = self._measure(trainer, rollout, label)
+        self._record(result)
+        return result.evaluation
+
+    def _measure(self, trainer: PolicyGradient, rollout: int, label: str) -> EvaluationResult:
         options = self.config.evaluation
         with _averaged(trainer):
             result = evaluate(
@@ -184,11 +296,15 @@ class _Run:
             )
         self.evaluation_forwards += result.forwards
         self.tracking.evaluation(result.evaluation, step=trainer.updates, images=result.images, shown=result.shown)
-        if self.log is not None:
-            self.log.write_evaluation(result.evaluation, images=result.images, shown=result.shown)
-            total = [record.scores["total"] for record in result.evaluation.records]
-            self.view.note(f"held-out {label}: {sum(total) / len(total):.4f} over {len(total)} samples")
         return result
+
+    def _record(self, result: EvaluationResult) -> None:
+        evaluation = result.evaluation
+        self.evaluated.add(evaluation.rollout)
+        if self.log is not None:
+            self.log.write_evaluation(evaluation, images=result.images, shown=result.shown)
+            total = [record.scores["total"] for record in evaluation.records]
+            self.view.note(f"held-out {evaluation.label}: {sum(total) / len(total):.4f} over {len(total)} samples")
 
     def _save(self, trainer: PolicyGradient) -> None:
         """The averaged weights, as diffusers reads them."""

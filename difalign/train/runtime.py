@@ -71,6 +71,17 @@ class Runtime:
         """The optimiser as accelerate wraps it: it knows the loss scaling of float16."""
         return self._accelerator.prepare_optimizer(optimizer)
 
+    @property
+    def loss_scaling(self) -> dict[str, float]:
+        """Where the loss scaling of float16 stands; empty for every other precision."""
+        scaler = self._accelerator.scaler
+        return {} if scaler is None else scaler.state_dict()
+
+    @loss_scaling.setter
+    def loss_scaling(self, state: dict[str, float]) -> None:
+        if self._accelerator.scaler is not None and state:
+            self._accelerator.scaler.load_state_dict(state)
+
     def autocast(self) -> AbstractContextManager[None]:
         """The mixed precision of the run; does nothing in float32."""
         return self._accelerator.autocast()

@@ -19,6 +19,7 @@ from difalign.core.prompts import Prompt
 from difalign.core.protocols import RewardModel
 from difalign.core.types import RewardOutput
 from difalign.process.flow import FlowProcess
+from difalign.train.resume import find_resume_point
 from difalign.train.run import Task, run_training
 from difalign.train.runtime import Runtime
 from tests.tiny_models import tiny_sd3
@@ -58,7 +59,7 @@ class Painter(ToyPipeline):
         return Path(folder) / WEIGHTS
 
     def save_network(self, folder: str | Path) -> None:
-        Path(folder).mkdir()
+        Path(folder).mkdir(exist_ok=True)
         save_file(self.weights(), Path(folder) / "diffusion_pytorch_model.safetensors")
         (Path(folder) / "config.json").write_text("{}")
 
@@ -113,7 +114,7 @@ def run_toy(config: RunConfig, *, pipeline: Painter | None = None, reward: Rewar
             plans=lambda rollout: build_plans(config, rollout=rollout),
         )
 
-    return run_training(config, build)
+    return run_training(config, build, resume=find_resume_point(config, {}))
 
 
 def rows_of(folder: Path) -> list[dict[str, float]]:

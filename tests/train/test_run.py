@@ -73,7 +73,9 @@ def with_weights(weights: dict[str, Tensor]) -> Painter:
 
 def test_folder_holds_everything_and_nothing_else(finished: Finished) -> None:
     files = {path.relative_to(finished.folder).as_posix() for path in finished.folder.rglob("*") if path.is_file()}
+    state = ("average.safetensors", "optimizer.safetensors", "trainer.json", "weights.safetensors")
     assert files == {
+        *(f"checkpoints/{n}/{name}" for n in ("000000", "000002") for name in ("manifest.json", "run.json", *state)),
         "config.yaml",
         "environment.json",
         "evaluations/000000.json",
