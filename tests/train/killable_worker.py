@@ -106,7 +106,9 @@ def _run(message: dict[str, Any]) -> None:
 def main() -> None:
     """Import what a run needs, say so, and serve."""
     import torch
+    import torch._dynamo  # the optimiser would import it in every child
 
+    import difalign.report.images
     import difalign.report.page
     import tests.train.small_runs  # noqa: F401
 
