@@ -228,9 +228,9 @@ class _Run:
             self.training_seconds = time.perf_counter() - started
             over = done > 0 and training.max_seconds is not None and self.training_seconds >= training.max_seconds
             finished = done >= training.rollouts or self.runtime.agree(over)
-            signum = max(self.runtime.gather([self.watch.received]))
-            if self._evaluation_is_due(done) and not finished and not signum:
+            if not finished and self._evaluation_is_due(done) and not self._signal():
                 self._evaluate(trainer, done, "training")
+            signum = self._signal()
             if finished or signum or (every and done % every == 0):
                 self._save_checkpoint(trainer, done, base)
             if signum:
@@ -249,6 +249,10 @@ class _Run:
                 self.tracking.figures(timed)
             done += 1
             self.view.run(done, training.rollouts, _figures(rows[-1]))
+
+    def _signal(self) -> int:
+        """The number of a signal that any process has received, the same on all; 0 if none has."""
+        return max(self.runtime.gather([self.watch.received]))
 
     def _evaluation_is_due(self, done: int) -> bool:
         every = self.config.evaluation.every

@@ -84,7 +84,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(":")
-        state.setdefault(position[name], {})[key] = tensor
+        state.setdefault(position[name], {})[key] = tensor.clone()  # the optimiser keeps and changes what it is given
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -122,6 +122,34 @@ CASES = [
     # trackers
     one("unknown tracker", "tracking.trackers=[tensorbord]", "'tensorbord'", "tensorboard, wandb, trackio, swanlab"),
     one("project with a space", "tracking.project=my runs", "tracking.project = 'my runs'", "without spaces"),
+    # resuming
+    Bad(
+        "resume without a run",
+        ("output_dir=out", "resume=latest"),
+        ("resume = 'latest'", "no checkpoint in out/checkpoints", "leave resume out"),
+    ),
+    Bad(
+        "resume a run without checkpoints",
+        ("output_dir=out", "resume=000020"),
+        ("resume = '000020'", "no checkpoint in out/checkpoints"),
+        (("out/config.yaml", "seed: 0\n"), ("out/checkpoints/.000020.writing/run.json", "{")),
+    ),
+    Bad(
+        "resume from what is no checkpoint",
+        ("output_dir=out", "resume=out"),
+        ("resume = 'out'", "is no checkpoint of the run in 'out', which has 000020", "use resume=latest"),
+        (("out/checkpoints/000020/manifest.json", "{}"),),
+    ),
+    Bad(
+        "resume from a damaged checkpoint",
+        ("output_dir=out", "resume=latest"),
+        ("out/checkpoints/000020: manifest.json cannot be read", "no checkpoint is sound", "overwrite=true"),
+        (("out/checkpoints/000020/manifest.json", "{}"),),
+    ),
+    Bad("resume and overwrite", ("resume=latest", "overwrite=true"), ("resume = 'latest'", "use overwrite=false")),
+    one("changes without resume", "resume_with_changes=true", "resume_with_changes = true", "use resume=latest"),
+    one("checkpoints below zero", "training.checkpoint.every=-1", "checkpoint.every = -1", ">= 0"),
+    one("no checkpoint kept", "training.checkpoint.keep=0", "checkpoint.keep = 0", ">= 1"),
     # output
     Bad("output is a file", ("output_dir=out",), ("output_dir = 'out'", "not a folder"), (("out", "x"),)),
     Bad("output below a file", ("output_dir=out/run",), ("not a folder", "another output_dir"), (("out", "x"),)),

@@ -109,7 +109,7 @@ def main() -> None:
     import torch._dynamo  # the optimiser would import it in every child
 
     import difalign.report.images
-    import difalign.report.page
+    import difalign.report.page  # noqa: F401
     import tests.train.small_runs  # noqa: F401
 
     torch.set_num_threads(1)
