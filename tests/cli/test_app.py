@@ -13,6 +13,7 @@ from difalign.cli.app import app
 from difalign.cli.settings import read_config
 from difalign.core.config import RunConfig
 from difalign.core.overrides import load_config
+from difalign.train.interrupt import Interrupted
 
 RUNNER = CliRunner()
 
@@ -101,3 +102,15 @@ def test_validate_refuses_what_cannot_run(tmp_path: Path, monkeypatch: pytest.Mo
     result = RUNNER.invoke(app, ["config", "validate", "sampling.height=40"])
     assert result.exit_code == 2
     assert "sampling.height = 40" in result.stderr
+
+
+@pytest.mark.parametrize(("signum", "code"), [(2, 130), (15, 143)])
+def test_train_that_a_signal_has_stopped_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, signum: int, code: int):
+    def run(inputs: object) -> None:
+        raise Interrupted("after 3 of 9 rollouts; go on with the same command and resume=latest", signum)
+
+    monkeypatch.setattr(train_command, "check_run", lambda config: None)
+    monkeypatch.setattr("difalign.build.run.run_flow_grpo", run)
+    result = RUNNER.invoke(app, ["train"])
+    assert result.exit_code == code
+    assert result.stderr == "stopped: after 3 of 9 rollouts; go on with the same command and resume=latest\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from difalign.report.comparison import write_before_after
-from difalign.report.log import RunLog, plain, write_text_atomically
+from difalign.report.log import RunLog, find_mismatch, plain, write_text_atomically
 from difalign.report.page import write_report
 from difalign.report.records import Evaluation, SampleRecord
 from tests.report.fake_run import FakeRun
@@ -102,3 +102,53 @@ def test_clearing_removes_what_a_run_wrote_and_nothing_else(fake_run: FakeRun) -
         path.write_text("keep")
     RunLog(folder).clear()
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(mine)
+
+
+def rows(log: RunLog, *rollouts: int) -> None:
+    for rollout in rollouts:
+        log.append_metrics({"rollout": rollout})
+
+
+def test_log_returns_to_a_mark(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    rows(log, 0, 1)
+    log.write_evaluation(Evaluation(0, "base", (RECORD,)), images=np.zeros((1, 3, 8, 8)))
+    mark = log.mark()
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    rows(log, 2, 3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"rollout"')  # a crash
+    log.write_evaluation(Evaluation(2, "training", (RECORD,)), images=np.zeros((1, 3, 8, 8)))
+    (tmp_path / "evaluations" / "000003.png").write_bytes(b"its scores were never written")
+    (tmp_path / "evaluations" / "mine.json").write_text("{}")
+    log.write_summary({"gain": 1.0})
+    assert find_mismatch(tmp_path, mark) is None
+    log.return_to(mark)
+    left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {**files, tmp_path / "evaluations" / "mine.json": b"{}"}
+    rows(log, 2)
+    assert [json.loads(line)["rollout"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
+
+
+def test_mark_of_an_empty_folder(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    mark = log.mark()
+    assert (mark.metrics_bytes, mark.evaluations) == (0, ())
+    rows(log, 0)
+    log.return_to(mark)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    assert find_mismatch(tmp_path, mark) is None
+
+
+def test_folder_that_cannot_return_says_why(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    rows(log, 0, 1)
+    mark = log.mark()
+    path = tmp_path / "metrics.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace("1", "2"))
+    assert "other rows" in (find_mismatch(tmp_path, mark) or "")
+    path.write_text(text[:-1])
+    assert "fewer than" in (find_mismatch(tmp_path, mark) or "")
+    path.unlink()
+    assert "has 0 bytes" in (find_mismatch(tmp_path, mark) or "")
