@@ -127,6 +127,7 @@ class PolicyGradient:
                 "denoiser_forwards": self.forwards,
                 "reward_calls": self.reward_calls,
                 "average_steps": 0 if average is None else average.steps,
+                "overflows": self._overflows,
             },
             loss_scaling=self._runtime.loss_scaling,
         )
@@ -146,6 +147,7 @@ class PolicyGradient:
         self.updates = state.counters["updates"]
         self.forwards = state.counters["denoiser_forwards"]
         self.reward_calls = state.counters["reward_calls"]
+        self._overflows = state.counters["overflows"]
 
     # --- sampling -----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from difalign.core.config import RunConfig
+from difalign.core.config_diff import ABSENT, differences
 from difalign.core.errors import ConfigError
 from difalign.report.log import LogMark, find_mismatch
 from difalign.report.records import Evaluation, evaluation_from_json, evaluation_to_json
@@ -37,6 +38,9 @@ FREE_KEYS = frozenset(
         "training.checkpoint.keep",
         "evaluation.every",
         "evaluation.bootstrap_samples",
+        "tracking.trackers",
+        "tracking.project",
+        "tracking.online",
     }
 )
 # What the scores before training depend on: if one of these changes, they are measured anew.
@@ -50,6 +54,7 @@ class RunState:
     config: Mapping[str, Any]  # the whole configuration, as plain containers
     fingerprints: Mapping[str, str]  # of what the configuration names: prompts and cards
     rollouts: int
+    updates: int
     seconds: float  # of the whole run
     training_seconds: float
     evaluation_forwards: int
@@ -61,6 +66,7 @@ class RunState:
         """Plain containers, from which ``read_run_state`` makes the same."""
         return {
             "rollouts": self.rollouts,
+            "updates": self.updates,
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
             "evaluation_forwards": self.evaluation_forwards,
@@ -85,6 +91,7 @@ def read_run_state(folder: Path) -> RunState:
         config=data["config"],
         fingerprints=data["fingerprints"],
         rollouts=data["rollouts"],
+        updates=data["updates"],
         seconds=data["seconds"],
         training_seconds=data["training_seconds"],
         evaluation_forwards=data["evaluation_forwards"],
@@ -99,6 +106,7 @@ class ResumePoint:
     """A sound checkpoint that fits the run, and what there is to say about it."""
 
     checkpoint: Checkpoint
+    updates: int  # behind it
     skipped: tuple[str, ...] = ()  # later checkpoints, each with what is wrong with it
     changes: tuple[str, ...] = ()  # of the configuration, as far as they matter
     measure_base: bool = False  # whether the changes make the scores before training incomparable
@@ -181,6 +189,7 @@ def _fitting(
         raise ConfigError("\n".join([*lines, "  use resume_with_changes=true to go on with these changes"]))
     return ResumePoint(
         checkpoint,
+        updates=state.updates,
         skipped=tuple(skipped),
         changes=tuple(changes.values()),
         measure_base=any(_scores(name) for name in changes),
@@ -193,12 +202,11 @@ def _scores(name: str) -> bool:
 
 def _changed_keys(stored: Mapping[str, Any], config: RunConfig) -> dict[str, str]:
     """Key -> what changed, for every key that matters."""
-    before, now = _flat(_with_defaults(stored)), _flat(config.model_dump(mode="json"))
-    names = [name for name in dict.fromkeys((*before, *now)) if name not in FREE_KEYS]
+    found = differences(_with_defaults(stored), config.model_dump(mode="json"))
     return {
-        name: f"{name}: {_shown(before, name)} then, {_shown(now, name)} now"
-        for name in names
-        if before.get(name) != now.get(name) or (name in before) != (name in now)
+        each.key: f"{each.key}: {_shown(each.first)} then, {_shown(each.second)} now"
+        for each in found
+        if each.key not in FREE_KEYS
     }
 
 
@@ -216,16 +224,5 @@ def _with_defaults(stored: Mapping[str, Any]) -> Mapping[str, Any]:
         return stored  # it has keys that are gone, which then stand among the differences
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Dotted key -> value; lists are values."""
-    leaves: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= _flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
-
-
-def _shown(leaves: Mapping[str, object], name: str) -> str:
-    return json.dumps(leaves[name], ensure_ascii=False) if name in leaves else "nothing"
+def _shown(value: object) -> str:
+    return "nothing" if value is ABSENT else json.dumps(value, ensure_ascii=False)

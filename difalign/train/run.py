@@ -73,7 +73,9 @@ def run_training(
         log = _open_log(config, runtime, point) if runtime.is_main else None
         with (
             progress_view(is_main=runtime.is_main) as view,
-            open_tracking(config, is_main=runtime.is_main) as tracking,
+            open_tracking(
+                config, is_main=runtime.is_main, resumed_at=None if point is None else point.updates
+            ) as tracking,
             _watch(runtime, view) as watch,
         ):
             summary = _Run(config, task, runtime, log, view, tracking, watch, point).run()
@@ -91,8 +93,12 @@ def _check_task(config: RunConfig, runtime: Runtime, task: Task) -> None:
     """What can only be asked once the objects are there: the same prompts everywhere, and room for the weights."""
     require_same(runtime, prompt_facts({"prompts.train": task.prompts, "prompts.heldout": task.heldout}))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in task.pipeline.trainable_parameters())
+    states = config.training.checkpoint.keep + 1  # the next is written before the oldest goes
+    if config.resume is not None:
+        states = max(1, states - len(list_checkpoints(config.run_folder)))
+    copies = 1 + states * (4 if config.training.ema.enabled else 3)  # a state: weights, two moments, an average
     heldout = len(task.heldout[: config.evaluation.limit])
-    check_space(runtime, config.run_folder, written_bytes(config, weights=weights, heldout=heldout))
+    check_space(runtime, config.run_folder, written_bytes(config, weights=copies * weights, heldout=heldout))
 
 
 def _watch(runtime: Runtime, view: ProgressView) -> SignalWatch:
@@ -216,7 +222,7 @@ class _Run:
             _describe(self.config, self.runtime, self.log)
         if before is None:
             return state.base
-        self._record(before)
+        self._record(before, step=0)
         return before.evaluation
 
     def _train(self, trainer: PolicyGradient, base: Evaluation) -> int:
@@ -269,6 +275,7 @@ class _Run:
             config=self.config.model_dump(mode="json"),
             fingerprints=self.task.fingerprints,
             rollouts=done,
+            updates=trainer.updates,
             seconds=time.perf_counter() - self.started,
             training_seconds=self.training_seconds,
             evaluation_forwards=self.evaluation_forwards,
@@ -282,7 +289,7 @@ class _Run:
     def _evaluate(self, trainer: PolicyGradient, rollout: int, label: str) -> Evaluation:
         """Held-out prompts under the averaged weights, written to the run folder."""
         result = self._measure(trainer, rollout, label)
-        self._record(result)
+        self._record(result, step=trainer.updates)
         return result.evaluation
 
     def _measure(self, trainer: PolicyGradient, rollout: int, label: str) -> EvaluationResult:
@@ -299,12 +306,13 @@ class _Run:
                 progress=lambda done, total: self.view.phase("evaluating", done, total),
             )
         self.evaluation_forwards += result.forwards
-        self.tracking.evaluation(result.evaluation, step=trainer.updates, images=result.images, shown=result.shown)
         return result
 
-    def _record(self, result: EvaluationResult) -> None:
+    def _record(self, result: EvaluationResult, *, step: int) -> None:
+        """Write an evaluation down, and show it; ``step`` is the number of updates before it."""
         evaluation = result.evaluation
         self.evaluated.add(evaluation.rollout)
+        self.tracking.evaluation(evaluation, step=step, images=result.images, shown=result.shown)
         if self.log is not None:
             self.log.write_evaluation(evaluation, images=result.images, shown=result.shown)
             total = [record.scores["total"] for record in evaluation.records]

@@ -357,8 +357,8 @@ def test_changes_that_do_not_matter_need_no_leave(tmp_path: Path) -> None:
     run_until(tmp_path / "a", 2)
     (tmp_path / "a").rename(tmp_path / "b")
     training = {"rollouts": 9, "max_seconds": 1e6, "checkpoint": {"every": 5, "keep": 7}}
-    evaluation = {"every": 3, "bootstrap_samples": 300}
-    config = config_of(tmp_path / "b", resume="latest", name="other", training=training, evaluation=evaluation)
+    other = {"name": "other", "evaluation": {"every": 3, "bootstrap_samples": 300}, "tracking": {"project": "other"}}
+    config = config_of(tmp_path / "b", resume="latest", training=training, **other)
     point = find_resume_point(config, {})
     assert point is not None
     assert point.changes == ()
