@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from difalign import api
 from difalign.build.preflight import prepare
@@ -71,7 +73,9 @@ def test_resumed_run_has_the_weights_samples_and_rows_of_the_straight_one(inputs
     train(inputs, "training.rollouts=1")
     train(inputs, "resume=latest")
     straight, resumed = inputs / "straight", inputs / "resumed"
-    assert (resumed / WEIGHTS).read_bytes() == (straight / WEIGHTS).read_bytes()
+    first, second = (load_file(folder / WEIGHTS) for folder in (straight, resumed))  # the header's order is random
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
     assert [without_clocks(row) for row in rows_of(resumed)] == [without_clocks(row) for row in rows_of(straight)]
     for name in ("000000.json", "000000.png", "000002.json", "000002.png"):
         assert (resumed / "evaluations" / name).read_bytes() == (straight / "evaluations" / name).read_bytes()
