@@ -70,8 +70,8 @@ def diffusers_from_embeddings(loaded: Loaded, prompts: list[str], steps: int) ->
     return loaded.diffusers(
         prompt_embeds=embeds,
         pooled_prompt_embeds=pooled,
-        negative_prompt_embeds=condition.negative_embeds.expand_as(embeds),
-        negative_pooled_prompt_embeds=condition.negative_pooled.expand_as(pooled),
+        negative_prompt_embeds=condition.negative[0].expand_as(embeds),
+        negative_pooled_prompt_embeds=condition.negative[1].expand_as(pooled),
         num_inference_steps=steps,
         guidance_scale=loaded.pipeline.guidance_scale,
         generator=generators(len(prompts)),

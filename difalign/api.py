@@ -47,7 +47,7 @@ def load_pipeline(
     name_or_path: str | Path,
     *,
     guidance: float | None = None,
-    rule: RuleName = "flow_grpo",
+    rule: RuleName | None = None,
     device: str | torch.device = "cpu",
 ) -> TrainablePipeline:
     """Load a pipeline by its card's name, from the file of a card, or from a diffusers folder.
@@ -55,18 +55,24 @@ def load_pipeline(
     Args:
         name_or_path: such as "tiny-sd3"; ``difalign pipelines list`` shows the known ones.
         guidance: classifier-free guidance scale, 1 = none; default: the card's.
-        rule: how noise enters stochastic steps; noise-free sampling does not depend on it.
+        rule: how noise enters stochastic steps; default: the first of the pipeline's family. Noise-free sampling does
+            not depend on it.
         device: where it computes.
 
     Raises:
-        ValueError: if nothing of that name is known, with the nearest one.
+        ValueError: if nothing of that name is known, with the nearest one, or the rule is of another family.
     """
     from difalign.build.cards import load_pipeline_card
     from difalign.build.factory import build_pipeline, build_process
+    from difalign.core.families import FAMILIES
 
     found = load_pipeline_card(str(name_or_path))
+    rules = FAMILIES[found.card.family].rules
+    if rule is not None and rule not in rules:
+        raise ValueError(f"rule {rule!r} is not one of {found.card.family} models; use one of: {', '.join(rules)}")
     scale = found.card.guidance if guidance is None else guidance
-    loaded = build_pipeline(found, process=build_process(rule), guidance=scale, device=device)
+    process = build_process(rules[0] if rule is None else rule)
+    loaded = build_pipeline(found, process=process, guidance=scale, device=device)
     return cast("TrainablePipeline", loaded)
 
 

@@ -12,8 +12,11 @@ import torch
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
     from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 WORDS = ("a", "red", "green", "blue", "circle", "square", "cross", "above", "below", "and", "two", "of", "left")
 PROMPTS = ("a red circle", "two blue squares", "a green cross above a red square", "a blue circle and a red cross")
@@ -56,10 +59,25 @@ def clip_tokenizer(words: tuple[str, ...] = WORDS) -> CLIPTokenizer:
 
 
 def clip_text_encoder(tokenizer: CLIPTokenizer, *, seed: int) -> CLIPTextModelWithProjection:
-    """A CLIP text encoder of width 16 and two layers."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    """A CLIP text encoder of width 16 and two layers, with a projection."""
+    from transformers import CLIPTextModelWithProjection
 
-    config = CLIPTextConfig(
+    with _seeded(seed):
+        return CLIPTextModelWithProjection(_clip_config(tokenizer))
+
+
+def plain_clip_text_encoder(tokenizer: CLIPTokenizer, *, seed: int) -> CLIPTextModel:
+    """The same without a projection."""
+    from transformers import CLIPTextModel
+
+    with _seeded(seed):
+        return CLIPTextModel(_clip_config(tokenizer))
+
+
+def _clip_config(tokenizer: CLIPTokenizer) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=_TEXT_WIDTH,
         intermediate_size=32,
@@ -71,8 +89,6 @@ def clip_text_encoder(tokenizer: CLIPTokenizer, *, seed: int) -> CLIPTextModelWi
         eos_token_id=_END,
         pad_token_id=_END,
     )
-    with _seeded(seed):
-        return CLIPTextModelWithProjection(config)
 
 
 def t5(*, seed: int) -> tuple[T5EncoderModel, T5Tokenizer]:
@@ -152,6 +168,94 @@ def tiny_sd3(
         tokenizer_2=tokenizer_2,
         text_encoder_3=text_encoder_3,  # type: ignore[arg-type]
         tokenizer_3=tokenizer_3,  # type: ignore[arg-type]
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# --- diffusion -----------------------------------------------------------------------------------------------------
+
+# What Stable Diffusion 1.x comes with; diffusers' own DDIM defaults are those of another model.
+SD_SCHEDULE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+
+
+def ddim(**options: Any) -> Any:
+    """A DDIMScheduler with Stable Diffusion's settings, overridden by ``options``."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    return DDIMScheduler(**{**SD_SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, **options})
+
+
+def unet(*, seed: int, **options: Any) -> UNet2DConditionModel:
+    """A UNet of two levels on 4x8x8 latents, with cross-attention on the inner one."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    config: dict[str, Any] = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": _TEXT_WIDTH,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    with _seeded(seed):
+        return UNet2DConditionModel(**{**config, **options})
+
+
+def tiny_sd(*, seed: int = 0, scheduler: Any = None) -> StableDiffusionPipeline:
+    """A random StableDiffusionPipeline: 16x16 pixels, one CLIP encoder, PNDM as the published 1.5 has it.
+
+    Two calls with the same arguments give the same weights.
+    """
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+
+    tokenizer = clip_tokenizer()
+    pipe = StableDiffusionPipeline(
+        vae=autoencoder(seed=seed + 2),
+        text_encoder=plain_clip_text_encoder(tokenizer, seed=seed + 3),
+        tokenizer=tokenizer,
+        unet=unet(seed=seed + 1),
+        scheduler=PNDMScheduler(**SD_SCHEDULE, skip_prk_steps=True) if scheduler is None else scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_sdxl(*, seed: int = 0, zero_negative: bool = True) -> StableDiffusionXLPipeline:
+    """A random StableDiffusionXLPipeline: 16x16 pixels, two CLIP encoders, Euler as the published base has it."""
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+
+    tokenizer, tokenizer_2 = clip_tokenizer(), clip_tokenizer()
+    network = unet(
+        seed=seed + 1,
+        cross_attention_dim=2 * _TEXT_WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + _TEXT_WIDTH,
+        use_linear_projection=True,
+    )
+    pipe = StableDiffusionXLPipeline(
+        vae=autoencoder(seed=seed + 2),
+        text_encoder=plain_clip_text_encoder(tokenizer, seed=seed + 3),
+        text_encoder_2=clip_text_encoder(tokenizer_2, seed=seed + 4),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=network,
+        scheduler=EulerDiscreteScheduler(**SD_SCHEDULE, timestep_spacing="leading"),
+        force_zeros_for_empty_prompt=zero_negative,
+        add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

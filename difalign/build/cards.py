@@ -11,7 +11,7 @@ from typing import Annotated, Generic, Self, TypeVar
 from pydantic import Field, model_validator
 
 from difalign.build.definitions import definition_roots, find_definition, known_names
-from difalign.core.config import Count, DtypeName, NonNegative, OptionValue, RewardConfig, Section
+from difalign.core.config import Count, DtypeName, Family, NonNegative, OptionValue, RewardConfig, Section
 from difalign.core.config_errors import checked, did_you_mean
 from difalign.core.config_yaml import read_yaml
 from difalign.core.errors import ConfigError
@@ -22,7 +22,11 @@ PIPELINES = "pipelines"
 REWARDS = "reward_models"
 
 # Adapters of diffusers folders that come without a card, by the class that their model_index.json names.
-_ADAPTERS = {"StableDiffusion3Pipeline": "difalign.pipelines.sd3:SD3Pipeline"}
+_ADAPTERS: dict[str, tuple[str, Family]] = {
+    "StableDiffusion3Pipeline": ("difalign.pipelines.sd3:SD3Pipeline", "flow"),
+    "StableDiffusionPipeline": ("difalign.pipelines.stable_diffusion:STABLE_DIFFUSION", "diffusion"),
+    "StableDiffusionXLPipeline": ("difalign.pipelines.sdxl:SDXL", "diffusion"),
+}
 
 
 class Card(Section):
@@ -38,6 +42,7 @@ class Card(Section):
 class PipelineCard(Card):
     """A generative model; ``target.from_pretrained`` loads it."""
 
+    family: Family = "flow"  # whether the process handed to the target is a flow's or a diffusion model's
     path: str | None = None  # a diffusers folder, relative to the card
     hub_id: str | None = None  # or a repository of the model hub
     revision: str | None = None  # of the hub repository
@@ -169,7 +174,8 @@ def _card_of_folder(folder: Path) -> Found[PipelineCard]:
             "or give the path of a card that names an adapter as its target"
         )
     summary = f"A {family} folder without a card"
+    target, kind = _ADAPTERS[family]
     card = PipelineCard(
-        name=folder.name, summary=summary, target=_ADAPTERS[family], licence="unknown", path=folder.name
+        name=folder.name, summary=summary, target=target, licence="unknown", family=kind, path=folder.name
     )
     return Found(card, folder.resolve().parent / f"{folder.name}.yaml")

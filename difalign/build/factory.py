@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 def build_process(rule: RuleName) -> Process:
     """The process whose steps inject noise by ``rule``."""
+    from difalign.process.diffusion import DIFFUSION_RULES
     from difalign.process.flow import FlowProcess, RenoiseProcess
     from difalign.process.rules import FLOW_RULES, STD_RULES
 
+    if rule in DIFFUSION_RULES:
+        return DIFFUSION_RULES[rule]
     if rule in FLOW_RULES:
         return FlowProcess(rule=FLOW_RULES[rule])
     return RenoiseProcess(std_rule=STD_RULES[rule])

@@ -15,6 +15,7 @@ from difalign.build.fingerprints import fingerprints
 from difalign.build.targets import resolve_target
 from difalign.core.config import RunConfig
 from difalign.core.errors import ConfigError, in_one_message
+from difalign.core.families import family_contradictions, with_family_defaults
 from difalign.core.prompts import Prompt, read_prompts
 from difalign.train.resume import ResumePoint, find_resume_point
 
@@ -25,7 +26,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """A checked run: its configuration with the cards and prompts that it names."""
+    """A checked run: its configuration, defaults of the pipeline's family filled in, with its cards and prompts."""
 
     config: RunConfig
     pipeline: Found[PipelineCard]
@@ -59,6 +60,8 @@ def prepare(
     """
     problems: list[str] = []
     pipeline = _collect(problems, lambda: _pipeline(config, roots))
+    if pipeline is not None:
+        config = with_family_defaults(config, pipeline.card.family)
     rewards = {name: _collect(problems, lambda name=name: _reward(config, name, roots)) for name in config.rewards}
     known = {name: found for name, found in rewards.items() if found is not None}
     train = _collect(problems, lambda: _prompts("prompts.train", config.prompts.train, known))
@@ -67,6 +70,7 @@ def prepare(
     if train is not None:
         checks += _enough_prompts(config, train)
     if pipeline is not None:
+        checks += family_contradictions(config, pipeline.card.family, pipeline=pipeline.card.name)
         checks += [*_size(config, pipeline), *(_weights(pipeline) if check_weights else ())]
     if check_output:
         checks += _output_folder(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
         def train_all(self, *, keep_reference: bool = True) -> None: ...
 
 
+_CHECKED_ROLLOUTS = 200  # whose plans are looked at before training; the engine checks each again
+
+
 def run_flow_grpo(inputs: Inputs) -> dict[str, Any]:
     """Train as ``inputs`` say, leave the run's folder, and return its summary; see ``difalign.train.run``.
 
@@ -42,12 +46,18 @@ def run_flow_grpo(inputs: Inputs) -> dict[str, Any]:
 
 
 def build_task(inputs: Inputs, runtime: Runtime) -> Task:
-    """Everything a run works on, on the device of ``runtime``."""
+    """Everything a run works on, on the device of ``runtime``.
+
+    Raises:
+        ConfigError: if a step is to be trained on that this model's chain makes without noise.
+    """
     from difalign.train.run import Task
 
     config = inputs.config
+    pipeline = build_trainable(inputs, runtime)
+    _check_densities(config, pipeline)
     return Task(
-        pipeline=build_trainable(inputs, runtime),
+        pipeline=pipeline,
         reward=build_reward(inputs.rewards, config.rewards, device=runtime.device),
         prompts=inputs.train_prompts,
         heldout=inputs.heldout_prompts,
@@ -97,6 +107,27 @@ def _free_weights(pipeline: _Adaptable, inputs: Inputs) -> None:
         pipeline.attach_lora(rank=lora.rank, alpha=lora.alpha, targets=targets, seed=config.seed)
     else:
         pipeline.attach_lora(rank=lora.rank, alpha=lora.alpha, seed=config.seed)
+
+
+def _check_densities(config: RunConfig, pipeline: TrainablePipeline) -> None:
+    """Refuse steps that would be recorded without a density; whether there are any, only the loaded schedule says."""
+    import torch
+
+    sampling = config.sampling
+    grid = pipeline.grid(sampling.steps)
+    probe = torch.zeros(grid.num_steps, 1)
+    process, steps = pipeline.process, torch.arange(grid.num_steps)
+    silent = (process.transition(probe, probe, grid, steps, sampling.noise_level).std == 0).flatten().tolist()
+    rollouts = range(min(config.training.rollouts, _CHECKED_ROLLOUTS))
+    plans = (plan for rollout in rollouts for plan in _plans_of(config, rollout))
+    recorded = {step for plan in plans for step, entry in enumerate(plan) if entry.record and silent[step]}
+    if recorded:
+        fraction = min(recorded) / sampling.steps
+        raise ConfigError(
+            f"sampling.steps = {sampling.steps}: steps {sorted(recorded)} are to be trained on but carry no noise "
+            f"under sampling.rule = {sampling.rule} and this model's schedule, so have no density; "
+            f"use objective.timestep_fraction={math.floor(fraction * 100) / 100:g}, or a plan that ends earlier"
+        )
 
 
 def _plans_of(config: RunConfig, rollout: int) -> tuple[Plan, ...]:

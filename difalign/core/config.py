@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from difalign.core.cross_checks import contradictions
 
-RuleName = Literal["flow_grpo", "dance", "wan", "cps", "ddim_eta"]
+Family = Literal["flow", "diffusion"]
+RuleName = Literal["flow_grpo", "dance", "wan", "cps", "ddim_eta", "ddim"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 WeightName = Literal["uniform", "noise_aware", "inverse_step_size"]
 LogProbName = Literal["gaussian", "squared_error"]
@@ -101,6 +102,7 @@ class SamplingConfig(Section):
     guidance: NonNegative = 1.0  # FG no-CFG recipes; 1 = no guidance, the policy absorbs it
     height: Count | None = None  # pixels; null = the card's
     width: Count | None = None  # pixels; null = the card's
+    # Where these two are not given, a diffusion pipeline takes ddim and 1, as DDPO (arXiv 2305.13301); see families.
     rule: RuleName = "flow_grpo"  # FG: g(sigma) = a * sqrt(sigma / (1 - sigma))
     noise_level: Positive = 0.7  # FG: a = 0.7
     plan: PlanConfig = PlainPlan()  # FG

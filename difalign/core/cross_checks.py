@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from difalign.core.config import RunConfig
 
 _NOISELESS_END = ("cps", "ddim_eta")  # std is proportional to the next sigma, which is 0 at the last step
-_UNIT_NOISE = ("cps", "ddim_eta")  # CPS: std = sigma' sin(a pi / 2); DDIM: eta in [0, 1]
+_UNIT_NOISE = ("cps", "ddim_eta", "ddim")  # CPS: std = sigma' sin(a pi / 2); DDIM: eta in [0, 1]
 
 
 def contradictions(config: RunConfig) -> list[str]:

@@ -89,6 +89,15 @@ class Process(Protocol):
 
 
 @runtime_checkable
+class ReadsPredictions(Process, Protocol):
+    """A process of a family whose networks differ in what they predict."""
+
+    def reading(self, prediction_type: str) -> Process:
+        """The same process for a network that predicts ``prediction_type``, in diffusers' words."""
+        ...
+
+
+@runtime_checkable
 class RewardModel(Protocol):
     """Scores media against prompts; higher is better."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -16,14 +17,48 @@ class NoiseGrid:
     ``model_time[i]`` to make the step from level i to level i + 1.
     """
 
-    alpha: Tensor  # [T+1] float32
-    sigma: Tensor  # [T+1] float32, falling
+    alpha: Tensor  # [T+1] float32 or float64
+    sigma: Tensor  # [T+1] float32 or float64, falling
     model_time: Tensor  # [T]
+    # Where step i ends, if that is not level i + 1: diffusers' DDIM lands beside its next level at some spacings.
+    alpha_landing: Tensor | None = None  # [T]
+    sigma_landing: Tensor | None = None  # [T]
 
     @property
     def num_steps(self) -> int:
         """T, the number of steps."""
         return self.model_time.shape[0]
+
+    @property
+    def alpha_next(self) -> Tensor:
+        """The alpha that each step ends at, [T]."""
+        return self.alpha[1:] if self.alpha_landing is None else self.alpha_landing
+
+    @property
+    def sigma_next(self) -> Tensor:
+        """The sigma that each step ends at, [T]."""
+        return self.sigma[1:] if self.sigma_landing is None else self.sigma_landing
+
+    @classmethod
+    def variance_preserving(cls, kept: Tensor, kept_landing: Tensor, model_time: Tensor) -> NoiseGrid:
+        """The chain of a diffusion model, where ``alpha^2 + sigma^2 = 1``.
+
+        The roots are stored in float64: their squares, rounded to float32, give ``kept`` and ``1 - kept`` back exactly.
+
+        Args:
+            kept: the signal's share of the variance that each step starts at (alphas_cumprod), [T] float32.
+            kept_landing: the share that each step ends at, [T] float32.
+            model_time: [T].
+        """
+        level = torch.cat([kept, kept_landing[-1:]])
+        chained = torch.equal(level[1:], kept_landing)
+        return cls(
+            alpha=level.double().sqrt(),
+            sigma=(1 - level).double().sqrt(),
+            model_time=model_time,
+            alpha_landing=None if chained else kept_landing.double().sqrt(),
+            sigma_landing=None if chained else (1 - kept_landing).double().sqrt(),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,10 @@ one batch, so that its embeddings, and they only, may differ from these in the l
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +24,12 @@ from torch import Tensor, nn
 from difalign.core.protocols import Condition, Modality, Process
 from difalign.core.types import NoiseGrid
 from difalign.pipelines import lora
-from difalign.pipelines.guidance import classifier_free
+from difalign.pipelines.guidance import Guidance
+from difalign.pipelines.latents import LatentShape, check_latents, decode_pixels, draw_latents
+from difalign.pipelines.loading import load_diffusers
 from difalign.pipelines.prompt_cache import Embedding, PromptCache
-from difalign.pipelines.sd3_condition import SD3Condition
 from difalign.pipelines.sd3_grid import sd3_grid
+from difalign.pipelines.text_condition import TextCondition, encode_prompts
 from difalign.pipelines.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -93,8 +94,7 @@ class SD3Pipeline:
             )
         self._pipe = diffusers_pipeline
         self._process = process
-        self._guidance_scale = _checked_scale(guidance_scale)
-        self._detach_uncond = detach_uncond
+        self._guidance = Guidance(guidance_scale, detach_uncond)
         self._max_sequence_length = self._checked_length(max_sequence_length)
         self._latent_shape = self._checked_shape(height, width)
         if self._pipe.vae.dtype != torch.float32:
@@ -127,21 +127,16 @@ class SD3Pipeline:
         Raises:
             ValueError: if it is a pipeline of another class; see also the constructor.
         """
-        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-        source, where = str(path_or_id), {"revision": revision, "local_files_only": local_files_only}
-        index: Any = DiffusionPipeline.load_config(source, **where)
-        if index.get("_class_name") != "StableDiffusion3Pipeline":
-            raise ValueError(f"{source} holds a {index.get('_class_name')}: use the adapter of its family")
-        pipe: Any = DiffusionPipeline.from_pretrained(
-            source,
-            dtype={"vae": torch.float32, "default": dtype},
+        pipe = load_diffusers(
+            str(path_or_id),
+            pipeline_class="StableDiffusion3Pipeline",
+            optional=_OPTIONAL,
+            dtype=dtype,
+            device=device,
+            revision=revision,
             variant=variant,
-            **where,
-            # A pipeline saved without its third encoder cannot be loaded unless diffusers is told that there is none.
-            **{name: None for name in _OPTIONAL if index.get(name, [None])[0] is None},
+            local_files_only=local_files_only,
         )
-        pipe.to(device)
         return cls(
             pipe,
             process=process,
@@ -177,7 +172,7 @@ class SD3Pipeline:
     @property
     def guidance_scale(self) -> float:
         """w in u + w (c - u)."""
-        return self._guidance_scale
+        return self._guidance.scale
 
     @property
     def diffusers_pipeline(self) -> StableDiffusion3Pipeline:
@@ -185,15 +180,14 @@ class SD3Pipeline:
         return self._pipe
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self) -> LatentShape:
         """[C, h, w] of one latent."""
         return self._latent_shape
 
     def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> SD3Pipeline:
         """The same modules, adapters and prompt cache under another guidance."""
         sibling = copy.copy(self)
-        sibling._guidance_scale = _checked_scale(guidance_scale)
-        sibling._detach_uncond = detach_uncond
+        sibling._guidance = Guidance(guidance_scale, detach_uncond)
         return sibling
 
     def with_network(self, network: nn.Module) -> SD3Pipeline:
@@ -204,17 +198,14 @@ class SD3Pipeline:
 
     # --- prompts ------------------------------------------------------------------------------------------------
 
-    def encode(self, prompts: Sequence[str]) -> SD3Condition:
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
         """Encode prompts, one row a prompt; a text that was ever seen is not encoded again.
 
         Raises:
             ValueError: if there are no prompts, or a bare string is passed.
         """
-        if isinstance(prompts, str):
-            raise ValueError(f"encode takes a list of prompts, got the string {prompts!r}: pass [{prompts!r}]")
-        (embeds, pooled), index = self._prompts.table(prompts, self._encode_one)
-        negative_embeds, negative_pooled = self._prompts.embed(_NEGATIVE_PROMPT, self._encode_one)
-        return SD3Condition(embeds, pooled, negative_embeds, negative_pooled, index.to(self.device))
+        negative = self._prompts.embed(_NEGATIVE_PROMPT, self._encode_one)
+        return encode_prompts(self._prompts, prompts, encode=self._encode_one, negative=negative, device=self.device)
 
     def clear_prompt_cache(self) -> None:
         """Forget all prompt embeddings; conditions handed out stay valid."""
@@ -256,18 +247,8 @@ class SD3Pipeline:
         return sd3_grid(self._pipe.scheduler, num_steps, image_tokens=(height // patch) * (width // patch))
 
     def initial_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """One latent a generator, [N, C, h, w] float32, drawn where the generator lives.
-
-        Equal to ``pipe(..., generator=[...])`` to the last bit if the text encoders are float32; diffusers draws in
-        their dtype, here noise is float32 for every network.
-
-        Raises:
-            ValueError: if there is no generator.
-        """
-        if not generators:
-            raise ValueError("no generators: pass one for every latent")
-        draws = [torch.randn((1, *self._latent_shape), generator=g, device=g.device) for g in generators]
-        return torch.cat([draw.to(self.device) for draw in draws])
+        """One latent a generator, [N, C, h, w] float32; see ``latents.draw_latents``."""
+        return draw_latents(generators, self._latent_shape, self.device)
 
     def predict(self, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
         """The velocity v = noise - data after guidance, [N, C, h, w] float32; model_time is [N], 0 to 1000.
@@ -275,44 +256,31 @@ class SD3Pipeline:
         Raises:
             ValueError: if x, model_time and condition do not agree, or x has another shape than ``latent_shape``.
         """
-        if not isinstance(condition, SD3Condition):
-            raise ValueError(f"expected the SD3Condition that encode returns, got {type(condition).__name__}")
-        self._check_latents(x)
-        if not x.shape[0] == len(condition) == model_time.numel():
-            raise ValueError(
-                f"x has {x.shape[0]} rows, condition {len(condition)} and model_time {model_time.numel()}: "
-                "pass one of each per row"
-            )
-        model_time = model_time.reshape(-1).to(x.device)
-        if self._guidance_scale <= 1.0:
-            return self._velocity(x, model_time, *condition.conditional())
-        both = self._velocity(torch.cat([x, x]), torch.cat([model_time, model_time]), *condition.guided())
-        uncond, cond = both.chunk(2)
-        return classifier_free(uncond, cond, self._guidance_scale, detach_uncond=self._detach_uncond)
+        check_latents(x, self._latent_shape)
+        return self._guidance.predict(self._velocity, x, model_time, condition)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels in [0, 1], [N, 3, H, W] float32: what diffusers returns for output_type="pt".
+        """Pixels in [0, 1], [N, 3, H, W] float32; see ``latents.decode_pixels``.
 
-        Differentiable, but clamped as diffusers clamps: pixels outside [0, 1] before the clamp pass no gradient.
         All rows are decoded at once; a caller that is short of memory passes fewer.
 
         Raises:
             ValueError: if the latents have another shape than ``latent_shape``.
         """
-        self._check_latents(latents)
+        check_latents(latents, self._latent_shape)
         config = self._pipe.vae.config
         z = latents.to(torch.float32) / config.scaling_factor + (config.shift_factor or 0.0)
-        return (self._pipe.vae.decode(z, return_dict=False)[0] * 0.5 + 0.5).clamp(0, 1)
+        return decode_pixels(self._pipe.vae, z)
 
-    def _velocity(self, x: Tensor, model_time: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
+    def _velocity(self, x: Tensor, model_time: Tensor, texts: Embedding) -> Tensor:
         """One call of the network: into its dtype, and out in float32."""
         network = self._tuning.policy(self._forward)
         dtype = self._pipe.transformer.pos_embed.proj.weight.dtype  # of the base: adapters are float32
         output = network(
             hidden_states=x.to(dtype),
             timestep=model_time,
-            encoder_hidden_states=embeds.to(dtype),
-            pooled_projections=pooled.to(dtype),
+            encoder_hidden_states=texts[0].to(dtype),
+            pooled_projections=texts[1].to(dtype),
             return_dict=False,
         )
         return output[0].to(torch.float32)
@@ -357,20 +325,13 @@ class SD3Pipeline:
 
     # --- checks -------------------------------------------------------------------------------------------------
 
-    def _check_latents(self, x: Tensor) -> None:
-        if x.dim() != 4 or tuple(x.shape[1:]) != self._latent_shape:
-            raise ValueError(
-                f"latents must be [N, {', '.join(map(str, self._latent_shape))}] at this resolution, "
-                f"got {list(x.shape)}: set height and width to change it"
-            )
-
     def _checked_length(self, length: int) -> int:
         shortest = 0 if self._pipe.text_encoder_3 is None else 1
         if not shortest <= length <= _LONGEST_SEQUENCE:
             raise ValueError(f"max_sequence_length must be {shortest} to {_LONGEST_SEQUENCE} here, got {length}")
         return length
 
-    def _checked_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+    def _checked_shape(self, height: int | None, width: int | None) -> LatentShape:
         config, factor = self._pipe.transformer.config, self._pipe.vae_scale_factor
         sides = [config.sample_size * factor if side is None else side for side in (height, width)]
         unit, largest = factor * config.patch_size, factor * config.patch_size * config.pos_embed_max_size
@@ -379,9 +340,3 @@ class SD3Pipeline:
                 f"height and width must be multiples of {unit} up to {largest}, got height={sides[0]}, width={sides[1]}"
             )
         return config.in_channels, sides[0] // factor, sides[1] // factor
-
-
-def _checked_scale(scale: float) -> float:
-    if not (math.isfinite(scale) and scale >= 0.0):
-        raise ValueError(f"guidance_scale must be a finite number >= 0, got {scale}: 1 means no guidance")
-    return float(scale)

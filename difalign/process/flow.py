@@ -11,9 +11,8 @@ from typing import final
 
 from torch import Tensor
 
-from difalign.core.gaussian import as_rows, broadcast_rows, compute_dtype
 from difalign.core.types import GaussianStep, NoiseGrid
-from difalign.process.levels import Levels, levels_at
+from difalign.process.levels import Levels, align, noise_rows
 from difalign.process.prediction import FLOW, Parameterisation, flow_clean, flow_noise
 from difalign.process.rules import NoiseRule, StdRule, cps_rule, flow_grpo_rule
 
@@ -74,13 +73,13 @@ class FlowProcess:
         Raises:
             ValueError: if the step is outside the grid or the noise level is negative.
         """
-        x, prediction, levels = _align(x, prediction, grid, step)
-        g = self.rule(levels, _noise_rows(noise_level, x, maximum=float("inf")))
+        x, prediction, levels = align(x, prediction, grid, step)
+        g = self.rule(levels, noise_rows(noise_level, x, maximum=float("inf")))
         return flow_sde_step(x, prediction, levels, g)
 
     def clean_estimate(self, x: Tensor, prediction: Tensor, grid: NoiseGrid, step: int | Tensor) -> Tensor:
         """The estimate of x0, x - sigma * v, [N, *latent]."""
-        return flow_clean(*_align(x, prediction, grid, step))
+        return flow_clean(*align(x, prediction, grid, step))
 
     def noised(self, clean: Tensor, noise: Tensor, grid: NoiseGrid, step: int | Tensor) -> Tensor:
         """(1 - sigma) * x0 + sigma * noise at level ``step``, [N, *latent]."""
@@ -116,15 +115,15 @@ class RenoiseProcess:
         Raises:
             ValueError: if the step is outside the grid or the noise level outside [0, 1].
         """
-        x, prediction, levels = _align(x, prediction, grid, step)
-        std = self.std_rule(levels, _noise_rows(noise_level, x, maximum=1.0))
+        x, prediction, levels = align(x, prediction, grid, step)
+        std = self.std_rule(levels, noise_rows(noise_level, x, maximum=1.0))
         ode_next = self.parameterisation.ode_step(x, prediction, levels)
         noise_estimate = self.parameterisation.noise(x, prediction, levels)
         return renoise_step(ode_next, noise_estimate, levels.sigma_next, std)
 
     def clean_estimate(self, x: Tensor, prediction: Tensor, grid: NoiseGrid, step: int | Tensor) -> Tensor:
         """The estimate of x0, [N, *latent]."""
-        return self.parameterisation.clean(*_align(x, prediction, grid, step))
+        return self.parameterisation.clean(*align(x, prediction, grid, step))
 
     def noised(self, clean: Tensor, noise: Tensor, grid: NoiseGrid, step: int | Tensor) -> Tensor:
         """alpha * x0 + sigma * noise at level ``step``, [N, *latent]."""
@@ -133,24 +132,5 @@ class RenoiseProcess:
 
 def noise_to_level(clean: Tensor, noise: Tensor, grid: NoiseGrid, level: int | Tensor) -> Tensor:
     """alpha * x0 + sigma * noise at level ``level`` of the grid (an int or [N] int64 in [0, T)), [N, *latent]."""
-    clean, noise, levels = _align(clean, noise, grid, level)
+    clean, noise, levels = align(clean, noise, grid, level)
     return levels.alpha * clean + levels.sigma * noise
-
-
-def _align(x: Tensor, other: Tensor, grid: NoiseGrid, step: int | Tensor) -> tuple[Tensor, Tensor, Levels]:
-    """Both tensors in the common compute dtype, and the levels that go with them."""
-    dtype = compute_dtype(x, other)
-    x, other = x.to(dtype), other.to(dtype)
-    return x, other, levels_at(grid, step, x)
-
-
-def _noise_rows(noise_level: float | Tensor, x: Tensor, *, maximum: float) -> Tensor:
-    """The noise level as [N, 1, ...]; its range is checked where that waits for no device."""
-    host = not isinstance(noise_level, Tensor) or noise_level.device.type == "cpu"
-    rows = as_rows(noise_level, x, dtype=x.dtype)
-    if host:
-        values = [noise_level] if not isinstance(noise_level, Tensor) else noise_level.flatten().tolist()
-        outside = [value for value in values if not 0 <= value <= maximum]
-        if outside:
-            raise ValueError(f"noise_level must lie in [0, {maximum}], got {outside[0]}; 0 is the ODE")
-    return broadcast_rows(rows, x)

@@ -13,7 +13,7 @@ from difalign.core.types import NoiseGrid
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """Level ``i`` and level ``i + 1`` of a grid, one row per latent; x = alpha * x0 + sigma * noise."""
+    """The level a step starts at and the one it ends at, one row per latent; x = alpha * x0 + sigma * noise."""
 
     alpha: Tensor  # [N, 1, ...]
     sigma: Tensor  # [N, 1, ...]
@@ -29,7 +29,7 @@ class Levels:
 
 
 def levels_at(grid: NoiseGrid, step: int | Tensor, like: Tensor) -> Levels:
-    """Levels ``step`` and ``step + 1`` of ``grid``, on the device and in the compute dtype of ``like``.
+    """The levels on both sides of ``step``, on the device and in the compute dtype of ``like``.
 
     Args:
         grid: the chain, T steps.
@@ -42,16 +42,42 @@ def levels_at(grid: NoiseGrid, step: int | Tensor, like: Tensor) -> Levels:
     _check_step(step, grid.num_steps)
     dtype = compute_dtype(like)
     index = as_rows(step, like, dtype=torch.int64)
-    alpha = grid.alpha.to(device=like.device, dtype=dtype)
-    sigma = grid.sigma.to(device=like.device, dtype=dtype)
+
+    def rows(values: Tensor) -> Tensor:
+        return broadcast_rows(values.to(device=like.device, dtype=dtype)[index], like)
+
+    ends = grid.sigma[[1, -1]].to(device=like.device, dtype=dtype)
     return Levels(
-        alpha=broadcast_rows(alpha[index], like),
-        sigma=broadcast_rows(sigma[index], like),
-        alpha_next=broadcast_rows(alpha[index + 1], like),
-        sigma_next=broadcast_rows(sigma[index + 1], like),
-        sigma_second=sigma[1],
-        sigma_last=sigma[-1],
+        alpha=rows(grid.alpha),
+        sigma=rows(grid.sigma),
+        alpha_next=rows(grid.alpha_next),
+        sigma_next=rows(grid.sigma_next),
+        sigma_second=ends[0],
+        sigma_last=ends[1],
     )
+
+
+def align(x: Tensor, other: Tensor, grid: NoiseGrid, step: int | Tensor) -> tuple[Tensor, Tensor, Levels]:
+    """Both tensors ([N, *latent]) in the common compute dtype, and the levels that go with them."""
+    dtype = compute_dtype(x, other)
+    x, other = x.to(dtype), other.to(dtype)
+    return x, other, levels_at(grid, step, x)
+
+
+def noise_rows(noise_level: float | Tensor, x: Tensor, *, maximum: float) -> Tensor:
+    """The noise level as [N, 1, ...]; its range is checked where that waits for no device.
+
+    Raises:
+        ValueError: if a noise level lies outside [0, maximum].
+    """
+    host = not isinstance(noise_level, Tensor) or noise_level.device.type == "cpu"
+    rows = as_rows(noise_level, x, dtype=x.dtype)
+    if host:
+        values = [noise_level] if not isinstance(noise_level, Tensor) else noise_level.flatten().tolist()
+        outside = [value for value in values if not 0 <= value <= maximum]
+        if outside:
+            raise ValueError(f"noise_level must lie in [0, {maximum}], got {outside[0]}; 0 is the ODE")
+    return broadcast_rows(rows, x)
 
 
 def _check_step(step: int | Tensor, num_steps: int) -> None:

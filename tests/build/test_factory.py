@@ -12,6 +12,8 @@ from difalign.build.cards import Found, PipelineCard, RewardCard, load_reward_ca
 from difalign.build.factory import build_pipeline, build_process, build_reward
 from difalign.core.config import KLConfig, RewardConfig, RuleName
 from difalign.core.errors import ConfigError
+from difalign.core.families import FAMILIES
+from difalign.process.diffusion import DIFFUSION_RULES, DiffusionProcess
 from difalign.process.flow import FlowProcess, RenoiseProcess
 from difalign.process.rules import FLOW_RULES, STD_RULES
 
@@ -46,11 +48,14 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_rule_can_be_named():
-    assert set(get_args(RuleName)) == {*FLOW_RULES, *STD_RULES}
+    assert set(get_args(RuleName)) == {*FLOW_RULES, *STD_RULES, *DIFFUSION_RULES}
+    assert {rule for family in FAMILIES.values() for rule in family.rules} == set(get_args(RuleName))
     for rule in get_args(RuleName):
         process = build_process(rule)
         if rule in FLOW_RULES:
             assert process == FlowProcess(rule=FLOW_RULES[rule])
+        elif rule in DIFFUSION_RULES:
+            assert process == DiffusionProcess()
         else:
             assert process == RenoiseProcess(std_rule=STD_RULES[rule])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from difalign.core.protocols import Condition, Pipeline
 from difalign.pipelines.sd3 import SD3Pipeline
-from difalign.pipelines.sd3_condition import SD3Condition
+from difalign.pipelines.text_condition import TextCondition
 from difalign.process.flow import FlowProcess
 from tests.tiny_models import PROMPTS, tiny_sd3
 
@@ -58,15 +58,15 @@ def test_satisfies_the_protocol(ours: SD3Pipeline):
 
 
 def diffusers_images(
-    pipe, condition: SD3Condition, *, num_steps: int, guidance_scale: float = 4.5, output_type: str = "latent"
+    pipe, condition: TextCondition, *, num_steps: int, guidance_scale: float = 4.5, output_type: str = "latent"
 ) -> Tensor:
     """What ``pipe(...)`` makes of the same embeddings: given texts, it would encode them as one batch."""
     embeds, pooled = condition.conditional()
     return pipe(
         prompt_embeds=embeds,
         pooled_prompt_embeds=pooled,
-        negative_prompt_embeds=condition.negative_embeds.expand_as(embeds),
-        negative_pooled_prompt_embeds=condition.negative_pooled.expand_as(pooled),
+        negative_prompt_embeds=condition.negative[0].expand_as(embeds),
+        negative_pooled_prompt_embeds=condition.negative[1].expand_as(pooled),
         num_inference_steps=num_steps,
         guidance_scale=guidance_scale,
         generator=generators(len(condition)),
@@ -189,7 +189,7 @@ def test_every_text_is_encoded_once():
     assert len(calls) == 3
     assert condition.embeds.shape[0] == 2  # one row a distinct text, gathered by index
     assert condition.index.tolist() == [0, 1, 0]
-    assert torch.equal(condition.negative_embeds, pipeline.encode([""]).embeds)
+    assert torch.equal(condition.negative[0], pipeline.encode([""]).embeds)
     pipeline.clear_prompt_cache()
     pipeline.encode(["a red circle"])
     assert len(calls) == 5
@@ -349,7 +349,7 @@ def test_refuses_what_does_not_fit(pipe, ours: SD3Pipeline):
         ours.decode(torch.zeros(4, 8, 8))
     with pytest.raises(ValueError, match="x has 2 rows, condition 1"):
         ours.predict(torch.zeros(2, 4, 8, 8), time.expand(2), condition)
-    with pytest.raises(ValueError, match="SD3Condition"):
+    with pytest.raises(ValueError, match="TextCondition"):
         ours.predict(torch.zeros(1, 4, 8, 8), time, [0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no prompts"):
         ours.encode([])

@@ -22,7 +22,7 @@ from difalign.process.flow import FlowProcess
 from difalign.train.resume import find_resume_point
 from difalign.train.run import Task, run_training
 from difalign.train.runtime import Runtime
-from tests.tiny_models import tiny_sd3
+from tests.tiny_models import tiny_sd, tiny_sd3
 from tests.toys import ElementwisePolicy, ToyPipeline
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -175,6 +175,26 @@ def write_random_sd3(folder: Path) -> Path:
     tiny_sd3().save_pretrained(folder / "weights")
     card = folder / "random_sd3.yaml"
     card.write_text(PIPELINE_CARD)
+    return card
+
+
+SD_CARD = """
+name: random-sd
+summary: random weights
+target: difalign.pipelines.stable_diffusion:STABLE_DIFFUSION
+family: diffusion
+licence: Apache-2.0
+path: sd_weights
+steps: 3
+guidance: 2.0
+"""
+
+
+def write_random_sd(folder: Path, *, scheduler: Any = None) -> Path:
+    """Save the random Stable Diffusion and a card beside it; returns the card's file."""
+    tiny_sd(scheduler=scheduler).save_pretrained(folder / "sd_weights")
+    card = folder / "random_sd.yaml"
+    card.write_text(SD_CARD)
     return card
 
 

@@ -6,28 +6,26 @@ import pytest
 import torch
 
 from difalign.core.protocols import Condition
-from difalign.pipelines.sd3_condition import SD3Condition
+from difalign.pipelines.text_condition import TextCondition
 
 
 @pytest.fixture
-def condition() -> SD3Condition:
+def condition() -> TextCondition:
     """Four rows over two texts."""
-    return SD3Condition(
-        embeds=torch.randn(2, 3, 5),
-        pooled=torch.randn(2, 7),
-        negative_embeds=torch.randn(1, 3, 5),
-        negative_pooled=torch.randn(1, 7),
+    return TextCondition(
+        table=(torch.randn(2, 3, 5), torch.randn(2, 7)),
+        negative=(torch.randn(1, 3, 5), torch.randn(1, 7)),
         index=torch.tensor([1, 0, 1, 1]),
     )
 
 
-def test_is_a_condition(condition: SD3Condition):
+def test_is_a_condition(condition: TextCondition):
     assert isinstance(condition, Condition)
     assert len(condition) == 4
     assert condition.device.type == "cpu"
 
 
-def test_rows_keep_order_and_repeats_without_copying_the_table(condition: SD3Condition):
+def test_rows_keep_order_and_repeats_without_copying_the_table(condition: TextCondition):
     rows = condition.rows(torch.tensor([3, 1, 3]))
     assert len(rows) == 3
     assert rows.embeds is condition.embeds
@@ -37,11 +35,11 @@ def test_rows_keep_order_and_repeats_without_copying_the_table(condition: SD3Con
     assert torch.equal(again.conditional()[0][0], condition.embeds[0])
 
 
-def test_guided_is_the_empty_prompt_for_all_then_the_prompts(condition: SD3Condition):
+def test_guided_is_the_empty_prompt_for_all_then_the_prompts(condition: TextCondition):
     for both, cond, negative in zip(
         condition.guided(),
         condition.conditional(),
-        (condition.negative_embeds, condition.negative_pooled),
+        condition.negative,
         strict=True,
     ):
         assert both.shape[0] == 8

@@ -1,0 +1,370 @@
+"""Latent diffusion with a UNet, sampled by DDIM: what Stable Diffusion 1.x, 2.x and XL have in common.
+
+Every seam is float32 (latents, predictions, pixels) whatever dtype the network has. Which equalities hold to the last
+bit in float32 on a CPU: a walk from ``initial_latents`` through ``predict`` and the process at noise level 0 equals
+diffusers' pipeline with a ``DDIMScheduler`` on the same batch, for one prompt with ``num_images_per_prompt`` seeds, and
+for a list of prompts if that call is given the same embeddings; see ``difalign.pipelines.sd3`` for the reason.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from difalign.core.protocols import Condition, Modality, Process, ReadsPredictions
+from difalign.core.types import NoiseGrid
+from difalign.pipelines import lora
+from difalign.pipelines.ddim import ddim_grid, ddim_scheduler
+from difalign.pipelines.guidance import Guidance
+from difalign.pipelines.latents import LatentShape, check_latents, decode_pixels, draw_latents
+from difalign.pipelines.loading import load_diffusers
+from difalign.pipelines.prompt_cache import Embedding, PromptCache
+from difalign.pipelines.text_condition import TextCondition, encode_prompts
+from difalign.pipelines.tuning import Tuning
+
+LORA_TARGETS = (  # DDPO (arXiv 2305.13301), released trainer: every projection of both attentions
+    "attn1.to_k",
+    "attn1.to_out.0",
+    "attn1.to_q",
+    "attn1.to_v",
+    "attn2.to_k",
+    "attn2.to_out.0",
+    "attn2.to_q",
+    "attn2.to_v",
+)
+_COMPONENT = "unet"  # the network's name in the diffusers pipeline and in LoRA files
+
+
+class Texts(Protocol):
+    """How a family turns texts into the inputs of its UNet, and latents into those of its autoencoder."""
+
+    def encoders(self) -> list[nn.Module]:
+        """The text encoders."""
+        ...
+
+    def encode(self, text: str) -> Embedding:
+        """One text, each tensor [1, ...]; token embeddings come first."""
+        ...
+
+    def negative(self) -> Embedding:
+        """What guidance points away from when no negative prompt is given."""
+        ...
+
+    def inputs(self, texts: Embedding, pixels: tuple[int, int]) -> dict[str, Any]:
+        """Arguments of the UNet's call from texts ([N, ...] each) and (height, width)."""
+        ...
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The latents as the autoencoder takes them."""
+        ...
+
+
+@final
+class UNetPipeline:
+    """A UNet family behind ``core.protocols.Pipeline``; everything but the network stays frozen.
+
+    Args:
+        diffusers_pipeline: loaded; it is used in place and its autoencoder made float32. Its scheduler is replaced by a
+            ``DDIMScheduler`` with the same betas.
+        texts: how its texts are encoded.
+        process: how a state moves one level, for any kind of prediction; the scheduler says which.
+        guidance: the scale, and what gradient it lets through.
+        height, width: pixels; None takes what the network was trained at.
+
+    Raises:
+        ValueError: for a process of another family, a scheduler without betas, or a size the model cannot take.
+    """
+
+    def __init__(
+        self,
+        diffusers_pipeline: Any,
+        texts: Texts,
+        *,
+        process: Process,
+        guidance: Guidance,
+        height: int | None,
+        width: int | None,
+    ) -> None:
+        if not isinstance(process, ReadsPredictions):
+            raise ValueError(
+                f"a diffusion model needs a DiffusionProcess, got {type(process).__name__}: its card must say "
+                "`family: diffusion`"
+            )
+        self._pipe, self._texts = diffusers_pipeline, texts
+        unet = self._pipe.unet
+        if unet.config.time_cond_proj_dim is not None:
+            raise ValueError("the network takes its guidance as an input (a distilled model): this adapter has none")
+        self._pipe.scheduler = ddim_scheduler(self._pipe.scheduler)
+        self._process = process.reading(self._pipe.scheduler.config["prediction_type"])
+        self._guidance = guidance
+        self._pixels = self._checked_pixels(height, width)
+        if self._pipe.vae.dtype != torch.float32:
+            self._pipe.vae.to(torch.float32)  # half precision overflows in its decoder
+        for module in (unet, self._pipe.vae, *texts.encoders()):
+            module.requires_grad_(False).eval()
+        self._tuning = Tuning(unet)
+        self._forward: nn.Module = unet
+        self._prompts = PromptCache()
+        self._negative: list[Embedding] = []  # filled once, shared with siblings
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def modality(self) -> Modality:
+        """Images."""
+        return "image"
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser, as trained."""
+        return self._tuning.network
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def process(self) -> Process:
+        """How a state of this family moves one level."""
+        return self._process
+
+    @property
+    def guidance_scale(self) -> float:
+        """w in u + w (c - u)."""
+        return self._guidance.scale
+
+    @property
+    def diffusers_pipeline(self) -> Any:
+        """The wrapped pipeline, sharing all modules."""
+        return self._pipe
+
+    @property
+    def latent_shape(self) -> LatentShape:
+        """[C, h, w] of one latent."""
+        factor, (height, width) = self._pipe.vae_scale_factor, self._pixels
+        return self._pipe.unet.config.in_channels, height // factor, width // factor
+
+    def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> UNetPipeline:
+        """The same modules, adapters and prompt cache under another guidance."""
+        sibling = copy.copy(self)
+        sibling._guidance = Guidance(guidance_scale, detach_uncond)
+        return sibling
+
+    def with_network(self, network: nn.Module) -> UNetPipeline:
+        """The same pipeline, calling ``network``: this one's, wrapped for distribution or compiled."""
+        sibling = copy.copy(self)
+        sibling._forward = network
+        return sibling
+
+    # --- prompts ------------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Encode prompts, one row a prompt; a text that was ever seen is not encoded again.
+
+        Raises:
+            ValueError: if there are no prompts, or a bare string is passed.
+        """
+        if not self._negative:
+            self._negative.append(self._placed(self._texts.negative))
+        return encode_prompts(
+            self._prompts,
+            prompts,
+            encode=lambda text: self._placed(lambda: self._texts.encode(text)),
+            negative=self._negative[0],
+            device=self.device,
+        )
+
+    def clear_prompt_cache(self) -> None:
+        """Forget all prompt embeddings; conditions handed out stay valid."""
+        self._prompts.clear()
+        self._negative.clear()
+
+    def move_text_encoders(self, device: str | torch.device) -> None:
+        """Put the text encoders on a device of their own, such as "cpu" to free memory; encoding goes on there."""
+        for encoder in self._texts.encoders():
+            encoder.to(device)
+
+    @torch.no_grad()
+    def _placed(self, encode: Callable[[], Embedding]) -> Embedding:
+        return tuple(values.to(self.device) for values in encode())
+
+    # --- sampling -----------------------------------------------------------------------------------------------
+
+    def grid(self, num_steps: int) -> NoiseGrid:
+        """The levels that diffusers' pipeline walks through with DDIM, bit for bit, on the CPU.
+
+        Raises:
+            ValueError: if num_steps is out of range.
+        """
+        return ddim_grid(self._pipe.scheduler, num_steps)
+
+    def initial_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """One latent a generator, [N, C, h, w] float32; see ``latents.draw_latents``."""
+        return draw_latents(generators, self.latent_shape, self.device)
+
+    def predict(self, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
+        """The network's output after guidance, [N, C, h, w] float32; model_time is [N], the timestep.
+
+        Raises:
+            ValueError: if x, model_time and condition do not agree, or x has another shape than ``latent_shape``.
+        """
+        check_latents(x, self.latent_shape)
+        return self._guidance.predict(self._call, x, model_time, condition)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels in [0, 1], [N, 3, H, W] float32; see ``latents.decode_pixels``.
+
+        All rows are decoded at once; a caller that is short of memory passes fewer.
+
+        Raises:
+            ValueError: if the latents have another shape than ``latent_shape``.
+        """
+        check_latents(latents, self.latent_shape)
+        return decode_pixels(self._pipe.vae, self._texts.unscaled(latents.to(torch.float32)))
+
+    def _call(self, x: Tensor, model_time: Tensor, texts: Embedding) -> Tensor:
+        """One call of the network: into its dtype, and out in float32."""
+        network = self._tuning.policy(self._forward)
+        dtype = self._pipe.unet.conv_in.weight.dtype  # of the base: adapters are float32
+        inputs = self._texts.inputs(tuple(values.to(dtype) for values in texts), self._pixels)
+        return network(x.to(dtype), model_time, return_dict=False, **inputs)[0].to(torch.float32)
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] = LORA_TARGETS, seed: int) -> None:
+        """Add trainable adapters to the network, which change nothing yet; see ``lora.attach``."""
+        lora.attach(self.network, rank=rank, alpha=alpha, targets=targets, seed=seed)
+
+    def train_all(self, *, keep_reference: bool = True) -> None:
+        """Make the whole network trainable; see ``Tuning.train_all``."""
+        self._tuning.train_all(keep_reference=keep_reference)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The network's parameters that take gradient, in the network's order."""
+        return self._tuning.trainable_parameters()
+
+    def disable_adapters(self) -> AbstractContextManager[None]:
+        """Inside, this pipeline and its siblings predict without adapters, as the base does bit for bit."""
+        return lora.disabled(self.network)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, this pipeline and its siblings predict as before training: adapters off, or the kept copy."""
+        return self._tuning.reference()
+
+    def save_lora(self, folder: str | Path) -> Path:
+        """Write ``pytorch_lora_weights.safetensors``, which ``pipe.load_lora_weights(folder)`` reads."""
+        return lora.save(self.network, Path(folder), prefix=_COMPONENT)
+
+    def load_lora(self, folder: str | Path) -> None:
+        """Read adapters exactly and leave them trainable; see ``lora.load``."""
+        lora.load(self.network, Path(folder), prefix=_COMPONENT)
+
+    def save_network(self, folder: str | Path) -> None:
+        """Write the whole network as a folder for ``UNet2DConditionModel.from_pretrained``."""
+        self._tuning.save_network(Path(folder))
+
+    def load_network(self, folder: str | Path) -> None:
+        """Read what ``save_network`` wrote into this network; the kept reference stays as it is."""
+        self._tuning.load_network(Path(folder))
+
+    def _checked_pixels(self, height: int | None, width: int | None) -> tuple[int, int]:
+        factor, trained = self._pipe.vae_scale_factor, self._pipe.unet.config.sample_size
+        defaults = (trained, trained) if isinstance(trained, int) else tuple(trained)
+        sides = [
+            default * factor if side is None else side for default, side in zip(defaults, (height, width), strict=True)
+        ]
+        if any(side < factor or side % factor for side in sides):
+            raise ValueError(f"height and width must be multiples of {factor}, got height={sides[0]}, width={sides[1]}")
+        return sides[0], sides[1]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class UNetFamily:
+    """What tells one family of UNet pipelines from another; called, it wraps a loaded pipeline."""
+
+    pipeline_class: str  # of diffusers
+    texts: Callable[[Any], Texts]  # from the diffusers pipeline
+    guidance_scale: float
+    optional: tuple[str, ...]  # components that a pipeline may have been saved without
+    replacing: Mapping[str, Any] = field(default_factory=dict)  # what is loaded in place of what was stored
+
+    def __call__(
+        self,
+        diffusers_pipeline: Any,
+        *,
+        process: Process,
+        guidance_scale: float | None = None,
+        detach_uncond: bool = False,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> UNetPipeline:
+        """Wrap a loaded diffusers pipeline of this family; see ``UNetPipeline``.
+
+        Raises:
+            ValueError: for a pipeline of another class; see also ``UNetPipeline``.
+        """
+        import diffusers
+
+        if not isinstance(diffusers_pipeline, getattr(diffusers, self.pipeline_class)):
+            raise ValueError(
+                f"this adapter wraps a {self.pipeline_class}, got {type(diffusers_pipeline).__name__}: "
+                "use the adapter of its family"
+            )
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        return UNetPipeline(
+            diffusers_pipeline,
+            self.texts(diffusers_pipeline),
+            process=process,
+            guidance=Guidance(scale, detach_uncond),
+            height=height,
+            width=width,
+        )
+
+    def from_pretrained(
+        self,
+        path_or_id: str | Path,
+        *,
+        process: Process,
+        guidance_scale: float | None = None,
+        detach_uncond: bool = False,
+        height: int | None = None,
+        width: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        variant: str | None = None,
+        local_files_only: bool = False,
+    ) -> UNetPipeline:
+        """Load a diffusers folder or a hub id; ``dtype`` is for network and text encoders, the autoencoder is float32.
+
+        Raises:
+            ValueError: if it is a pipeline of another class; see also ``UNetPipeline``.
+        """
+        pipe = load_diffusers(
+            str(path_or_id),
+            pipeline_class=self.pipeline_class,
+            optional=self.optional,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            variant=variant,
+            local_files_only=local_files_only,
+            replacing=self.replacing,
+        )
+        return self(
+            pipe,
+            process=process,
+            guidance_scale=guidance_scale,
+            detach_uncond=detach_uncond,
+            height=height,
+            width=width,
+        )
