@@ -1,10 +1,8 @@
-"""The parts of tiny-sd3: its transformer, its text conditioning, a plain Euler sampler and its evaluation."""
+"""The parts of tiny-sd3: its transformer, its text conditioning, a plain Euler sampler, and how it is saved."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from diffusers.models.attention_processor import Attention
+from scene_training import CHANNELS, LATENT, settle_configs
 from tiny_text import (
     NULL_WIDTH,
     build_null_encoder,
@@ -25,11 +24,6 @@ from tiny_text import (
 )
 from torch import Tensor, nn
 
-from difalign.embedded.scenes import KINDS, SIZE, Kind
-from difalign.embedded.verifier import verify
-
-LATENT = SIZE // 2
-CHANNELS = 2
 PATCH = 6  # latent pixels; one patch is one cell of the 3 x 3 grid
 # A patch holds 72 numbers and the network is 96 wide. With more numbers than width (4 channels: 144) the noise of a
 # patch does not fit through: specks stay in the background and no room is left for the position of a token.
@@ -160,40 +154,6 @@ def sample_latents(
     return torch.cat(done)
 
 
-@torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Pixels in [0, 1]."""
-    return torch.cat([(vae.decode(z).sample / 2 + 0.5).clamp(0, 1) for z in latents.split(250)])
-
-
-def evaluate(
-    model: TinySD3,
-    vae: AutoencoderKL,
-    captions: dict[Kind, Sequence[str]],
-    *,
-    steps: int = 16,
-    guidance: float = 4.0,
-    seed: int = 1234,
-) -> tuple[dict[str, float], Tensor]:
-    """Verifier scores by kind ("strict/count", ...) and overall as the mean over kinds; and the images."""
-    flat = [caption for kind in KINDS for caption in captions[kind]]
-    device = next(model.parameters()).device
-    ids = token_ids(model.tokenizer, flat).to(device)
-    generator = torch.Generator().manual_seed(seed)
-    images = decode(vae, sample_latents(model, ids, steps=steps, guidance=guidance, generator=generator)).cpu()
-    scores = verify(images.numpy(), flat)
-    figures: dict[str, float] = {}
-    at = 0
-    for kind in KINDS:
-        rows = slice(at, at + len(captions[kind]))
-        figures[f"strict/{kind}"] = float(scores.strict[rows].mean())
-        figures[f"partial/{kind}"] = float(scores.partial[rows].mean())
-        at = rows.stop
-    for name in ("strict", "partial"):
-        figures[name] = sum(figures[f"{name}/{kind}"] for kind in KINDS) / len(KINDS)
-    return figures, images
-
-
 def save_pipeline(model: TinySD3, vae: AutoencoderKL, folder: Path) -> None:
     """Write a StableDiffusion3Pipeline folder in fp16 safetensors that diffusers alone can load."""
     pipeline = StableDiffusion3Pipeline(
@@ -210,10 +170,4 @@ def save_pipeline(model: TinySD3, vae: AutoencoderKL, folder: Path) -> None:
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder)
     pipeline.to(dtype=torch.float32)
-    for path in folder.glob("*/config.json"):
-        values = json.loads(path.read_text())
-        values.pop("_name_or_path", None)  # where the autoencoder lay when it was trained
-        if path.parent.name.startswith("text_encoder"):
-            # diffusers loads fp16 files as float32 unless told otherwise, transformers as the config says.
-            values["dtype"] = "float32"
-        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    settle_configs(folder)
