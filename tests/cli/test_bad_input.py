@@ -112,9 +112,9 @@ CASES = [
     with_prompts("too few prompts", "p.txt", "a red circle\n", "holds 1 prompts", "sampling.prompts_per_update=1"),
     with_prompts("prompt beyond the reward", "p.txt", "a cat\n", "rewards.verifier cannot score 'a cat'"),
     # cards
-    one("unknown pipeline", "pipeline=tiny-sd4", "'tiny-sd4'", "did you mean 'tiny-sd3'?", "known: sd35-medium"),
+    one("unknown pipeline", "pipeline=tiny-sd4", "'tiny-sd4'", "did you mean 'tiny-sd3'?", "known: ", "sd35-medium"),
     one("missing card", "pipeline=./my.yaml", "./my.yaml: no such file", "tiny-sd3"),
-    one("unknown reward", "rewards.verifyer.weight=1", "'verifyer'", "did you mean 'verifier'?", "known: verifier"),
+    one("unknown reward", "rewards.verifyer.weight=1", "'verifyer'", "did you mean 'verifier'?", "known: ", "verifier"),
     one("unknown option", "rewards.verifier.options.strict=1", "options.strict", "did you mean 'strict_share'?"),
     one("option of the wrong type", "rewards.verifier.options.strict_share=half", "'half'", "its default, 0.5"),
     one("no reward left", "rewards.verifier=null", "rewards = {}", "not empty"),
