@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -150,6 +151,7 @@ class Runtime:
         # accelerate keeps precision and process group for the life of the interpreter; a second run, as in a
         # notebook, may want others.
         AcceleratorState._reset_state(reset_partial_state=True)
+        gc.collect()  # the group's threads end here: one that still ran while the interpreter shuts down would abort it
 
     @staticmethod
     def _reduce(tensor: Tensor) -> Tensor:

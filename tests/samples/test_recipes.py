@@ -16,7 +16,13 @@ from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "samples" / "recipes"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "MKL_CBWR": "COMPATIBLE",
+    "PYTHONPATH": str(ROOT),
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 pytestmark = pytest.mark.slow
 

@@ -195,7 +195,13 @@ def test_two_and_three_processes_equal_one(tmp_path, std) -> None:
     for world in (1, 2, 3) if std == "group" else (1, 2):
         file = tmp_path / f"{world}.pt"
         root = Path(__file__).parents[2]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        environment = {
+            **os.environ,
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(root),
+            "PYTHONFAULTHANDLER": "1",
+        }
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
         done = subprocess.run(
             [*launch, str(script), str(file), std],
