@@ -45,6 +45,19 @@ def test_processes_share_whole_groups_evenly(world) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def test_over_all_processes_every_prompt_is_met_as_often_as_asked_from_the_first_rollout_on() -> None:
+    """The published geometry: 32 processes of 9 rows make 288 rows, 12 prompts of 24 samples each."""
+    epochs = []
+    for rollout in (0, 1, 2):
+        (chosen,) = draw(rollout, num=100, updates=1, per_update=12)
+        rows = [prompt for rank in range(32) for prompt in split_groups(chosen, rank=rank, world=32) for _ in range(24)]
+        assert len(rows) == 32 * 9
+        assert {rows.count(prompt) for prompt in chosen} == {24}
+        epochs.append(set(chosen))
+    assert not epochs[0] & epochs[1]
+    assert not epochs[1] & epochs[2]
+
+
 def test_too_few_prompts() -> None:
     with pytest.raises(ValueError, match="needs 12 distinct prompts but the list has 11"):
         draw(0, num=11)
