@@ -100,7 +100,7 @@ class Epoch:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The adapters' weights."""
-        return self.task.pipeline.trainable_parameters()
+        return self.task.pipeline.tuning.trainable_parameters()
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -243,7 +243,7 @@ def prepare_epoch(options: argparse.Namespace) -> Epoch:
     task = build_task(inputs, runtime)
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in task.pipeline.trainable_parameters():
+        for parameter in task.pipeline.tuning.trainable_parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=source))
     return Epoch(config, task, Watched(task.reward), runtime, sd3_models.tokens_of(inputs.pipeline.card))
 

@@ -72,8 +72,7 @@ def load_pipeline(
         raise ValueError(f"rule {rule!r} is not one of {found.card.family} models; use one of: {', '.join(rules)}")
     scale = found.card.guidance if guidance is None else guidance
     process = build_process(rules[0] if rule is None else rule)
-    loaded = build_pipeline(found, process=process, guidance=scale, device=device)
-    return cast("TrainablePipeline", loaded)
+    return build_pipeline(found, process=process, guidance=scale, device=device)
 
 
 def load_reward(

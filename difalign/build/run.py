@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from difalign.build.factory import build_pipeline, build_process, build_reward
 from difalign.build.plans import build_plans
@@ -13,21 +13,10 @@ from difalign.core.config import RunConfig
 from difalign.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Protocol
-
-    from difalign.core.protocols import TrainablePipeline
+    from difalign.core.protocols import TrainablePipeline, Tunable
     from difalign.core.types import Plan
     from difalign.train.run import Task
     from difalign.train.runtime import Runtime
-
-    class _Adaptable(Protocol):
-        """What an adapter offers to make its weights trainable."""
-
-        def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] = ..., seed: int) -> None: ...
-
-        def train_all(self, *, keep_reference: bool = True) -> None: ...
-
 
 _CHECKED_ROLLOUTS = 200  # whose plans are looked at before training; the engine checks each again
 
@@ -86,7 +75,7 @@ def build_trainable(inputs: Inputs, runtime: Runtime) -> TrainablePipeline:
         detach_uncond=training.detach_uncond,
         dtype="float32" if training.trainable == "full" else None,
     )
-    _free_weights(cast("_Adaptable", pipeline), inputs)
+    _free_weights(pipeline.tuning, inputs)
     if training.gradient_checkpointing:
         enable = getattr(pipeline.network, "enable_gradient_checkpointing", None)
         if enable is None:
@@ -97,16 +86,14 @@ def build_trainable(inputs: Inputs, runtime: Runtime) -> TrainablePipeline:
     return pipeline
 
 
-def _free_weights(pipeline: _Adaptable, inputs: Inputs) -> None:
+def _free_weights(tuning: Tunable, inputs: Inputs) -> None:
     config = inputs.config
     lora = config.training.lora
-    targets = lora.targets or inputs.pipeline.card.lora_targets
     if config.training.trainable == "full":
-        pipeline.train_all(keep_reference=config.objective.kl.kind != "none")
-    elif targets:
-        pipeline.attach_lora(rank=lora.rank, alpha=lora.alpha, targets=targets, seed=config.seed)
+        tuning.train_all(keep_reference=config.objective.kl.kind != "none")
     else:
-        pipeline.attach_lora(rank=lora.rank, alpha=lora.alpha, seed=config.seed)
+        targets = lora.targets or inputs.pipeline.card.lora_targets  # None leaves them to the family
+        tuning.attach_lora(rank=lora.rank, alpha=lora.alpha, targets=targets, seed=config.seed)
 
 
 def _check_densities(config: RunConfig, pipeline: TrainablePipeline) -> None:

@@ -113,8 +113,16 @@ class RewardModel(Protocol):
 
 
 @runtime_checkable
-class TrainablePipeline(Pipeline, Protocol):
-    """A pipeline whose denoiser can be trained, by adapters or as a whole."""
+class Tunable(Protocol):
+    """A denoiser that can be trained, by adapters or as a whole."""
+
+    def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int) -> None:
+        """Add trainable adapters that change nothing yet, by default to the layers of the family."""
+        ...
+
+    def train_all(self, *, keep_reference: bool = True) -> None:
+        """Make every parameter trainable."""
+        ...
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that take gradient, in a fixed order."""
@@ -124,14 +132,24 @@ class TrainablePipeline(Pipeline, Protocol):
         """Inside, the pipeline predicts as it did before training."""
         ...
 
-    def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> Self:
-        """The same weights under another guidance."""
-        ...
-
     def save_lora(self, folder: str | Path) -> Path:
         """Write the adapters as diffusers reads them."""
         ...
 
     def save_network(self, folder: str | Path) -> None:
         """Write the whole denoiser as diffusers reads it."""
+        ...
+
+
+@runtime_checkable
+class TrainablePipeline(Pipeline, Protocol):
+    """A pipeline whose denoiser can be trained."""
+
+    @property
+    def tuning(self) -> Tunable:
+        """What of the denoiser is trained; shared by all that ``with_guidance`` makes."""
+        ...
+
+    def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> Self:
+        """The same weights under another guidance."""
         ...

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 
 from difalign.core.protocols import Condition, Modality, Process
 from difalign.core.types import NoiseGrid
-from difalign.pipelines import lora
 from difalign.pipelines.guidance import Guidance
 from difalign.pipelines.latents import LatentShape, check_latents, decode_pixels, draw_latents
 from difalign.pipelines.loading import load_diffusers
@@ -101,7 +99,7 @@ class SD3Pipeline:
             self._pipe.vae.to(torch.float32)  # half precision overflows in its decoder
         for module in (self._pipe.transformer, self._pipe.vae, *self._text_encoders()):
             module.requires_grad_(False).eval()
-        self._tuning = Tuning(self._pipe.transformer)
+        self._tuning = Tuning(self._pipe.transformer, component=_COMPONENT, lora_targets=LORA_TARGETS)
         self._forward: nn.Module = self._pipe.transformer
         self._prompts = PromptCache()
 
@@ -158,6 +156,11 @@ class SD3Pipeline:
     def network(self) -> nn.Module:
         """The denoiser, as trained."""
         return self._tuning.network
+
+    @property
+    def tuning(self) -> Tuning:
+        """What of the network is trained; shared by all siblings."""
+        return self._tuning
 
     @property
     def device(self) -> torch.device:
@@ -284,44 +287,6 @@ class SD3Pipeline:
             return_dict=False,
         )
         return output[0].to(torch.float32)
-
-    # --- training -----------------------------------------------------------------------------------------------
-
-    def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] = LORA_TARGETS, seed: int) -> None:
-        """Add trainable adapters to the network, which change nothing yet; see ``lora.attach``."""
-        lora.attach(self.network, rank=rank, alpha=alpha, targets=targets, seed=seed)
-
-    def train_all(self, *, keep_reference: bool = True) -> None:
-        """Make the whole network trainable; see ``Tuning.train_all``."""
-        self._tuning.train_all(keep_reference=keep_reference)
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """The network's parameters that take gradient, in the network's order."""
-        return self._tuning.trainable_parameters()
-
-    def disable_adapters(self) -> AbstractContextManager[None]:
-        """Inside, this pipeline and its siblings predict without adapters, as the base does bit for bit."""
-        return lora.disabled(self.network)
-
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside, this pipeline and its siblings predict as before training: adapters off, or the kept copy."""
-        return self._tuning.reference()
-
-    def save_lora(self, folder: str | Path) -> Path:
-        """Write ``pytorch_lora_weights.safetensors``, which ``pipe.load_lora_weights(folder)`` reads."""
-        return lora.save(self.network, Path(folder), prefix=_COMPONENT)
-
-    def load_lora(self, folder: str | Path) -> None:
-        """Read adapters exactly and leave them trainable; see ``lora.load``."""
-        lora.load(self.network, Path(folder), prefix=_COMPONENT)
-
-    def save_network(self, folder: str | Path) -> None:
-        """Write the whole network as a folder for ``SD3Transformer2DModel.from_pretrained``."""
-        self._tuning.save_network(Path(folder))
-
-    def load_network(self, folder: str | Path) -> None:
-        """Read what ``save_network`` wrote into this network; the kept reference stays as it is."""
-        self._tuning.load_network(Path(folder))
 
     # --- checks -------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -18,12 +18,25 @@ if TYPE_CHECKING:
 
 @final
 class Tuning:
-    """One network under training: by adapters, as a whole, or not at all."""
+    """One network under training: by adapters, as a whole, or not at all.
 
-    def __init__(self, network: ModelMixin) -> None:
+    Args:
+        network: the denoiser.
+        component: its name in the diffusers pipeline and in LoRA files, such as ``transformer``.
+        lora_targets: the layers that adapters go to unless told otherwise.
+    """
+
+    def __init__(self, network: ModelMixin, *, component: str, lora_targets: Sequence[str]) -> None:
         self.network = network
+        self._component = component
+        self._lora_targets = tuple(lora_targets)
         self._original: nn.Module | None = None  # a frozen copy, kept when the whole network is trained
         self._in_reference = False
+
+    def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int) -> None:
+        """Add trainable adapters to the network, which change nothing yet; see ``lora.attach``."""
+        chosen = self._lora_targets if targets is None else targets
+        lora.attach(self.network, rank=rank, alpha=alpha, targets=chosen, seed=seed)
 
     def train_all(self, *, keep_reference: bool = True) -> None:
         """Make every parameter trainable; keep a frozen copy of the network as it is now unless told not to.
@@ -64,7 +77,19 @@ class Tuning:
         finally:
             self._in_reference = outer
 
-    def save_network(self, folder: Path) -> None:
+    def disable_adapters(self) -> AbstractContextManager[None]:
+        """Inside, the network computes without adapters, as the base does bit for bit."""
+        return lora.disabled(self.network)
+
+    def save_lora(self, folder: str | Path) -> Path:
+        """Write ``pytorch_lora_weights.safetensors``, which ``pipe.load_lora_weights(folder)`` reads."""
+        return lora.save(self.network, Path(folder), prefix=self._component)
+
+    def load_lora(self, folder: str | Path) -> None:
+        """Read adapters exactly and leave them trainable; see ``lora.load``."""
+        lora.load(self.network, Path(folder), prefix=self._component)
+
+    def save_network(self, folder: str | Path) -> None:
         """Write the whole network as a diffusers model folder.
 
         Raises:
@@ -74,12 +99,13 @@ class Tuning:
             raise ValueError("LoRA adapters are attached: use save_lora")
         self.network.save_pretrained(str(folder))
 
-    def load_network(self, folder: Path) -> None:
+    def load_network(self, folder: str | Path) -> None:
         """Read weights that ``save_network`` wrote into this network, in place; the kept copy stays as it is.
 
         Raises:
             ValueError: if the folder does not exist or its weights do not fit.
         """
+        folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"no network folder {folder}: give the one that save_network wrote")
         stored = type(self.network).from_pretrained(str(folder), dtype=self.network.dtype)

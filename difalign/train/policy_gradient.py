@@ -81,7 +81,7 @@ class PolicyGradient:
         self._config = config
         self._runtime = runtime
         self._grid: NoiseGrid = pipeline.grid(config.sampling.steps)
-        self._parameters: list[nn.Parameter] = pipeline.trainable_parameters()
+        self._parameters: list[nn.Parameter] = pipeline.tuning.trainable_parameters()
         self._names = parameter_names(pipeline.network, self._parameters)
         self._optimizer = runtime.prepare_optimizer(
             torch.optim.AdamW(
@@ -304,7 +304,7 @@ class PolicyGradient:
         if kind == "none":
             return None
         walks = batch.scored.trajectories
-        with torch.no_grad(), self._pipeline.reference(), self._runtime.autocast():
+        with torch.no_grad(), self._pipeline.tuning.reference(), self._runtime.autocast():
             old = edge_log_prob(
                 self._pipeline,
                 walks,

@@ -59,9 +59,9 @@ def run_training(
         resume: where to go on, as ``find_resume_point`` says; the main process's counts.
 
     Raises:
-        ConfigError: if the processes differ, or the run folder cannot be written, seen by all, or hold the run.
+        ConfigError: if the processes differ, the run folder cannot be written, seen by all, or hold the run, or the
+            checkpoint is of other weights; nothing in the folder is touched then.
         RuntimeError, FloatingPointError: if a guard stops the run; what was written so far stays.
-        ConfigError: if the checkpoint is of other weights; nothing in the folder is touched then.
         Interrupted: if SIGINT or SIGTERM came to any process; a checkpoint is saved.
     """
     runtime = Runtime(mixed_precision=config.training.mixed_precision)
@@ -92,7 +92,9 @@ def run_training(
 def _check_task(config: RunConfig, runtime: Runtime, task: Task) -> None:
     """What can only be asked once the objects are there: the same prompts everywhere, and room for the weights."""
     require_same(runtime, prompt_facts({"prompts.train": task.prompts, "prompts.heldout": task.heldout}))
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in task.pipeline.trainable_parameters())
+    weights = sum(
+        parameter.numel() * parameter.element_size() for parameter in task.pipeline.tuning.trainable_parameters()
+    )
     states = config.training.checkpoint.keep + 1  # the next is written before the oldest goes
     if config.resume is not None:
         states = max(1, states - len(list_checkpoints(config.run_folder)))
@@ -327,9 +329,9 @@ class _Run:
             self.view.note(f"fewer than training.ema.every={every} steps were taken: the weights are saved unaveraged")
         with _averaged(trainer):
             if self.config.training.trainable == "lora":
-                self.task.pipeline.save_lora(self.config.run_folder)
+                self.task.pipeline.tuning.save_lora(self.config.run_folder)
             else:
-                self.task.pipeline.save_network(self.config.run_folder / _NETWORK_FOLDER)
+                self.task.pipeline.tuning.save_network(self.config.run_folder / _NETWORK_FOLDER)
 
 
 def _averaged(trainer: PolicyGradient) -> AbstractContextManager[None]:

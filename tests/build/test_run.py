@@ -209,7 +209,7 @@ def test_evaluation_before_training_is_repeated_exactly_by_a_fresh_pipeline(fini
 def test_evaluation_after_training_is_that_of_the_saved_weights(finished: Finished) -> None:
     """The moving average was evaluated and saved: the file alone gives the same scores."""
     tuned = pipeline_of(finished)
-    tuned.load_lora(finished.folder)
+    tuned.tuning.load_lora(finished.folder)
     again = heldout(finished, tuned)
     for record, expected in zip(again.evaluation.records, stored(finished, 2), strict=True):
         assert dict(record.scores) == pytest.approx(expected, abs=1e-6)
@@ -223,7 +223,7 @@ def test_evaluation_does_not_depend_on_micro_batches(finished: Finished) -> None
 
 def test_plain_diffusers_reads_the_adapters_and_makes_the_same_images(finished: Finished) -> None:
     tuned = pipeline_of(finished)
-    tuned.load_lora(finished.folder)
+    tuned.tuning.load_lora(finished.folder)
     plain = tiny_sd3()
     base = diffusers_images(plain)
     plain.load_lora_weights(str(finished.folder))
@@ -256,7 +256,7 @@ def test_adapters_are_those_of_the_configuration(finished: Finished) -> None:
     adapted = {name for name, parameter in pipeline.network.named_parameters() if parameter.requires_grad}
     assert adapted
     assert all(".attn.to_q.lora_" in name for name in adapted)
-    assert {parameter.shape[0] for parameter in pipeline.trainable_parameters()} >= {3}
+    assert {parameter.shape[0] for parameter in pipeline.tuning.trainable_parameters()} >= {3}
 
 
 def test_full_training_frees_every_weight_in_float32(finished: Finished) -> None:
@@ -264,7 +264,7 @@ def test_full_training_frees_every_weight_in_float32(finished: Finished) -> None
     assert not lora.is_attached(pipeline.network)
     assert all(parameter.requires_grad for parameter in pipeline.network.parameters())
     assert {parameter.dtype for parameter in pipeline.network.parameters()} == {torch.float32}
-    with pipeline.reference():  # kept, because the run measures its divergence from it
+    with pipeline.tuning.reference():  # kept, because the run measures its divergence from it
         pass
 
 

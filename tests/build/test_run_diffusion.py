@@ -101,7 +101,7 @@ def test_plain_diffusers_draws_with_the_trained_weights(run: tuple[Path, dict[st
     folder, prompt = run[0], "a red square"
     ours = api.load_pipeline(inputs / "random_sd.yaml", guidance=2.0)
     assert isinstance(ours, UNetPipeline)
-    ours.load_lora(folder)
+    ours.tuning.load_lora(folder)
     plain = tiny_sd(scheduler=ddim())
     options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "pt"}
 

@@ -31,10 +31,10 @@ def fresh() -> SD3Pipeline:
 def trained(seed: int = 3) -> SD3Pipeline:
     """A pipeline with adapters that do something."""
     pipeline = fresh()
-    pipeline.attach_lora(rank=RANK, alpha=ALPHA, seed=seed)
+    pipeline.tuning.attach_lora(rank=RANK, alpha=ALPHA, seed=seed)
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in pipeline.trainable_parameters():
+        for parameter in pipeline.tuning.trainable_parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=source))
     return pipeline
 
@@ -72,7 +72,7 @@ def adapters(pipeline: SD3Pipeline) -> dict[str, Tensor]:
 @torch.no_grad()
 def test_attaching_changes_nothing_bit_for_bit(pipeline: SD3Pipeline):
     before = predict(pipeline)
-    pipeline.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
+    pipeline.tuning.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
     assert torch.equal(predict(pipeline), before)
 
 
@@ -82,7 +82,7 @@ def test_the_start_is_gaussian_and_comes_from_the_seed_alone():
         pipeline = fresh()
         torch.manual_seed(global_seed)
         before = torch.random.get_rng_state()
-        pipeline.attach_lora(rank=RANK, alpha=ALPHA, seed=seed)
+        pipeline.tuning.attach_lora(rank=RANK, alpha=ALPHA, seed=seed)
         assert torch.equal(torch.random.get_rng_state(), before)
         states.append(adapters(pipeline))
     same, again, other = states
@@ -95,15 +95,15 @@ def test_the_start_is_gaussian_and_comes_from_the_seed_alone():
 
 def test_a_layer_starts_the_same_whatever_else_is_adapted():
     alone, among = fresh(), fresh()
-    alone.attach_lora(rank=RANK, alpha=ALPHA, targets=["attn.to_q"], seed=0)
-    among.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
+    alone.tuning.attach_lora(rank=RANK, alpha=ALPHA, targets=["attn.to_q"], seed=0)
+    among.tuning.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
     few, many = adapters(alone), adapters(among)
     assert len(few) < len(many)
     assert all(torch.equal(value, many[name]) for name, value in few.items())
 
 
 def test_default_targets_are_every_projection_of_the_joint_attention(pipeline: SD3Pipeline):
-    pipeline.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
+    pipeline.tuning.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
     adapted = {name.split(".lora_")[0] for name in adapters(pipeline)}
     expected = {
         name.removesuffix(".base_layer")
@@ -115,7 +115,7 @@ def test_default_targets_are_every_projection_of_the_joint_attention(pipeline: S
 
 
 def test_gradient_reaches_the_adapters_only(pipeline: SD3Pipeline):
-    pipeline.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
+    pipeline.tuning.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
     predict(pipeline).square().mean().backward()
     for name, parameter in pipeline.network.named_parameters():
         assert (parameter.grad is not None) == ("lora_" in name), name
@@ -125,7 +125,7 @@ def test_gradient_reaches_the_adapters_only(pipeline: SD3Pipeline):
         if "lora_B" in name and not (p.grad is not None and p.grad.any())
     ]
     assert idle == ["transformer_blocks.1.attn.add_q_proj"]  # the last block drops what its text tokens read
-    mine = pipeline.trainable_parameters()
+    mine = pipeline.tuning.trainable_parameters()
     assert len(mine) == 30
     assert all(parameter.dtype == torch.float32 for parameter in mine)
 
@@ -133,13 +133,13 @@ def test_gradient_reaches_the_adapters_only(pipeline: SD3Pipeline):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_adapters_stay_float32_on_a_half_precision_network(dtype: torch.dtype):
     half = SD3Pipeline(tiny_sd3().to(dtype), process=FlowProcess(), max_sequence_length=0)
-    half.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
+    half.tuning.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
     full = fresh()
-    full.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
+    full.tuning.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(adapters(half).values(), adapters(full).values(), strict=True))
     assert predict(half).dtype == torch.float32
     predict(half).square().mean().backward()
-    assert all(parameter.grad is not None for parameter in half.trainable_parameters())
+    assert all(parameter.grad is not None for parameter in half.tuning.trainable_parameters())
 
 
 # --- the reference policy ----------------------------------------------------------------------------------------
@@ -152,10 +152,10 @@ def test_switched_off_adapters_leave_the_base_bit_for_bit(context: str):
     tuned = predict(pipeline)
     assert not torch.allclose(tuned, base)
     sibling = pipeline.with_guidance(4.5)
-    with getattr(pipeline, context)():
+    with getattr(pipeline.tuning, context)():
         assert torch.equal(predict(pipeline), base)
         assert torch.equal(predict(sibling), base)
-        with getattr(pipeline, context)():
+        with getattr(pipeline.tuning, context)():
             pass
         assert torch.equal(predict(pipeline), base), "leaving the inner context must not switch the adapters on"
     assert torch.equal(predict(pipeline), tuned)
@@ -163,13 +163,13 @@ def test_switched_off_adapters_leave_the_base_bit_for_bit(context: str):
 
 def test_the_switch_survives_an_exception_and_keeps_what_is_trainable():
     pipeline = trained()
-    frozen = pipeline.trainable_parameters()[0].requires_grad_(False)
-    kept = [id(parameter) for parameter in pipeline.trainable_parameters()]
+    frozen = pipeline.tuning.trainable_parameters()[0].requires_grad_(False)
+    kept = [id(parameter) for parameter in pipeline.tuning.trainable_parameters()]
     tuned = predict(pipeline)
-    with pytest.raises(RuntimeError, match="inside"), pipeline.disable_adapters():
+    with pytest.raises(RuntimeError, match="inside"), pipeline.tuning.disable_adapters():
         raise RuntimeError("inside")
     assert torch.equal(predict(pipeline), tuned)
-    assert [id(parameter) for parameter in pipeline.trainable_parameters()] == kept
+    assert [id(parameter) for parameter in pipeline.tuning.trainable_parameters()] == kept
     assert not frozen.requires_grad
 
 
@@ -179,10 +179,10 @@ def test_a_reference_between_forward_and_backward_leaves_the_gradient_alone():
         pipeline = trained()
         loss = predict(pipeline).square().mean()
         if with_reference:
-            with torch.no_grad(), pipeline.reference():
+            with torch.no_grad(), pipeline.tuning.reference():
                 predict(pipeline)
         loss.backward()
-        gradients.append([parameter.grad for parameter in pipeline.trainable_parameters()])
+        gradients.append([parameter.grad for parameter in pipeline.tuning.trainable_parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
@@ -191,7 +191,7 @@ def test_a_reference_between_forward_and_backward_leaves_the_gradient_alone():
 
 def test_plain_diffusers_gives_the_same_images_from_the_file(tmp_path: Path):
     pipeline = trained()
-    path = pipeline.save_lora(tmp_path)
+    path = pipeline.tuning.save_lora(tmp_path)
     assert path == tmp_path / "pytorch_lora_weights.safetensors"
     plain = tiny_sd3()
     base = diffusers_images(plain)
@@ -201,7 +201,7 @@ def test_plain_diffusers_gives_the_same_images_from_the_file(tmp_path: Path):
 
 
 def test_the_header_carries_alpha(tmp_path: Path):
-    path = trained().save_lora(tmp_path)
+    path = trained().tuning.save_lora(tmp_path)
     with safe_open(str(path), framework="pt") as file:
         stored = json.loads(file.metadata()["lora_adapter_metadata"])
     assert (stored["transformer.r"], stored["transformer.lora_alpha"]) == (RANK, ALPHA)
@@ -209,12 +209,12 @@ def test_the_header_carries_alpha(tmp_path: Path):
 
 def test_loading_is_exact_and_trainable(tmp_path: Path):
     pipeline = trained()
-    pipeline.save_lora(tmp_path)
+    pipeline.tuning.save_lora(tmp_path)
     into_base, over_others = fresh(), trained(seed=9)
     for other in (into_base, over_others):
-        other.load_lora(tmp_path)
+        other.tuning.load_lora(tmp_path)
         assert torch.equal(predict(other), predict(pipeline))
-        assert len(other.trainable_parameters()) == 30
+        assert len(other.tuning.trainable_parameters()) == 30
         assert all(
             torch.equal(a, b) for a, b in zip(adapters(other).values(), adapters(pipeline).values(), strict=True)
         )
@@ -222,20 +222,20 @@ def test_loading_is_exact_and_trainable(tmp_path: Path):
 
 def test_loading_is_exact_on_a_half_precision_network(tmp_path: Path):
     pipeline = trained()
-    pipeline.save_lora(tmp_path)
+    pipeline.tuning.save_lora(tmp_path)
     half = SD3Pipeline(tiny_sd3().to(torch.bfloat16), process=FlowProcess(), max_sequence_length=0)
     before = torch.random.get_rng_state()
-    half.load_lora(tmp_path)
+    half.tuning.load_lora(tmp_path)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(adapters(half).values(), adapters(pipeline).values(), strict=True))
 
 
 def test_a_file_without_configuration_is_read_as_diffusers_reads_it(tmp_path: Path):
-    path = trained().save_lora(tmp_path)
+    path = trained().tuning.save_lora(tmp_path)
     save_file(load_file(path), path)  # the header is gone, alpha with it
     plain, ours = tiny_sd3(), fresh()
     plain.load_lora_weights(str(tmp_path))
-    ours.load_lora(tmp_path)
+    ours.tuning.load_lora(tmp_path)
     assert torch.equal(images(ours), diffusers_images(plain))
     assert not torch.allclose(images(ours), images(trained()))
 
@@ -251,7 +251,7 @@ def test_an_adapter_written_by_diffusers_is_read(tmp_path: Path):
         transformer_lora_adapter_metadata=pipeline.network.peft_config["default"].to_dict(),  # type: ignore[index]
     )
     other = fresh()
-    other.load_lora(tmp_path)
+    other.tuning.load_lora(tmp_path)
     assert torch.equal(predict(other), predict(pipeline))
 
 
@@ -260,50 +260,50 @@ def test_an_adapter_written_by_diffusers_is_read(tmp_path: Path):
 
 def test_refuses_targets_that_match_nothing(pipeline: SD3Pipeline):
     with pytest.raises(ValueError, match=r"\['attn.to_qq'\] match no linear layer; known: .*attn.to_out.0, attn.to_q,"):
-        pipeline.attach_lora(rank=RANK, alpha=ALPHA, targets=["attn.to_k", "attn.to_qq"], seed=0)
+        pipeline.tuning.attach_lora(rank=RANK, alpha=ALPHA, targets=["attn.to_k", "attn.to_qq"], seed=0)
     with pytest.raises(ValueError, match="known: "):
-        pipeline.attach_lora(rank=RANK, alpha=ALPHA, targets=[], seed=0)
+        pipeline.tuning.attach_lora(rank=RANK, alpha=ALPHA, targets=[], seed=0)
     assert not lora.is_attached(pipeline.network)
 
 
 def test_refuses_wrong_numbers_and_a_second_attachment(pipeline: SD3Pipeline):
     with pytest.raises(ValueError, match="rank=0, alpha=8"):
-        pipeline.attach_lora(rank=0, alpha=8, seed=0)
-    pipeline.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
+        pipeline.tuning.attach_lora(rank=0, alpha=8, seed=0)
+    pipeline.tuning.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
     with pytest.raises(ValueError, match="already attached"):
-        pipeline.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
+        pipeline.tuning.attach_lora(rank=RANK, alpha=ALPHA, seed=0)
 
 
 def test_refuses_folders_that_do_not_serve(tmp_path: Path, pipeline: SD3Pipeline):
     with pytest.raises(ValueError, match=r"no pytorch_lora_weights\.safetensors in"):
-        pipeline.load_lora(tmp_path)
+        pipeline.tuning.load_lora(tmp_path)
     with pytest.raises(ValueError, match="no LoRA adapters to save"):
-        pipeline.save_lora(tmp_path)
+        pipeline.tuning.save_lora(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file"):
-        trained().save_lora(tmp_path / "file")
+        trained().tuning.save_lora(tmp_path / "file")
     assert not lora.is_attached(pipeline.network)
 
 
 def test_refuses_weights_of_another_geometry(tmp_path: Path, pipeline: SD3Pipeline):
-    path = trained().save_lora(tmp_path)
-    pipeline.attach_lora(rank=RANK, alpha=RANK, seed=0)
+    path = trained().tuning.save_lora(tmp_path)
+    pipeline.tuning.attach_lora(rank=RANK, alpha=RANK, seed=0)
     with pytest.raises(ValueError, match=r"'lora_alpha': 10.*'lora_alpha': 4"):
-        pipeline.load_lora(tmp_path)
+        pipeline.tuning.load_lora(tmp_path)
     weights = load_file(path)
     save_file({name.replace("transformer.", "unet."): value for name, value in weights.items()}, path)
     with pytest.raises(ValueError, match="no LoRA weights for 'transformer'"):
-        fresh().load_lora(tmp_path)
+        fresh().tuning.load_lora(tmp_path)
 
 
 def test_refuses_weights_of_another_network_and_stays_as_it_was(tmp_path: Path, pipeline: SD3Pipeline):
-    path = trained().save_lora(tmp_path)
+    path = trained().tuning.save_lora(tmp_path)
     with safe_open(str(path), framework="pt") as file:
         header = file.metadata()
     weights = {name: torch.cat([v, v], dim=1) if "lora_A" in name else v for name, v in load_file(path).items()}
     save_file(weights, path, metadata=header)
     before = predict(pipeline)
     with pytest.raises(ValueError, match="does not fit this network: 15 tensors differ"):
-        pipeline.load_lora(tmp_path)
+        pipeline.tuning.load_lora(tmp_path)
     assert torch.equal(predict(pipeline), before)
     assert not lora.is_attached(pipeline.network)

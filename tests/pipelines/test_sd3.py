@@ -322,7 +322,7 @@ def test_nothing_is_trainable_until_asked(pipe, ours: SD3Pipeline):
     modules = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2, ours.network]
     assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
     assert not any(module.training for module in modules)
-    assert ours.trainable_parameters() == []
+    assert ours.tuning.trainable_parameters() == []
 
 
 def test_a_wrapped_network_is_called_in_place_of_the_own_one(ours: SD3Pipeline):

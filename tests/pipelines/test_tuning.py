@@ -29,23 +29,23 @@ def predict(pipeline: SD3Pipeline) -> Tensor:
 
 def perturb(pipeline: SD3Pipeline) -> None:
     with torch.no_grad():
-        for parameter in pipeline.trainable_parameters():
+        for parameter in pipeline.tuning.trainable_parameters():
             parameter.mul_(1.1)
 
 
 def test_all_parameters_are_trained_and_the_reference_stays(pipeline: SD3Pipeline):
     base, sibling = predict(pipeline).detach(), pipeline.with_guidance(1.0)
-    pipeline.train_all()
-    assert len(pipeline.trainable_parameters()) == len(list(pipeline.network.parameters()))
+    pipeline.tuning.train_all()
+    assert len(pipeline.tuning.trainable_parameters()) == len(list(pipeline.network.parameters()))
     predict(pipeline).square().mean().backward()
     assert pipeline.network.proj_out.weight.grad is not None  # type: ignore[union-attr]
     perturb(pipeline)
     tuned = predict(pipeline)
     assert not torch.allclose(tuned, base)
-    with pipeline.reference():
+    with pipeline.tuning.reference():
         reference = predict(pipeline)
         assert torch.equal(predict(sibling), base)
-        with pipeline.reference():
+        with pipeline.tuning.reference():
             pass
         assert torch.equal(predict(pipeline), base)
     assert torch.equal(reference, base)
@@ -55,16 +55,16 @@ def test_all_parameters_are_trained_and_the_reference_stays(pipeline: SD3Pipelin
 
 def test_calling_it_again_keeps_the_first_reference(pipeline: SD3Pipeline):
     base = predict(pipeline).detach()
-    pipeline.train_all()
+    pipeline.tuning.train_all()
     perturb(pipeline)
-    pipeline.train_all()
-    with pipeline.reference():
+    pipeline.tuning.train_all()
+    with pipeline.tuning.reference():
         assert torch.equal(predict(pipeline), base)
 
 
 def test_an_untrained_pipeline_is_its_own_reference(pipeline: SD3Pipeline):
     base = predict(pipeline)
-    with pipeline.reference():
+    with pipeline.tuning.reference():
         assert torch.equal(predict(pipeline), base)
 
 
@@ -72,14 +72,14 @@ def test_save_and_load_are_exact_and_diffusers_reads_the_folder(tmp_path: Path, 
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
     base = predict(pipeline).detach()
-    pipeline.train_all()
+    pipeline.tuning.train_all()
     perturb(pipeline)
-    pipeline.save_network(tmp_path)
+    pipeline.tuning.save_network(tmp_path)
     resumed = fresh()
-    resumed.train_all()
-    resumed.load_network(tmp_path)
+    resumed.tuning.train_all()
+    resumed.tuning.load_network(tmp_path)
     assert torch.equal(predict(resumed), predict(pipeline))
-    with resumed.reference():
+    with resumed.tuning.reference():
         assert torch.equal(predict(resumed), base)
     plain = SD3Transformer2DModel.from_pretrained(tmp_path)
     for name, value in plain.state_dict().items():
@@ -87,14 +87,14 @@ def test_save_and_load_are_exact_and_diffusers_reads_the_folder(tmp_path: Path, 
 
 
 def test_refuses_a_missing_reference_mixed_tuning_and_foreign_folders(tmp_path: Path, pipeline: SD3Pipeline):
-    pipeline.train_all(keep_reference=False)
-    with pytest.raises(ValueError, match="keep_reference=True"), pipeline.reference():
+    pipeline.tuning.train_all(keep_reference=False)
+    with pytest.raises(ValueError, match="keep_reference=True"), pipeline.tuning.reference():
         pass
     with pytest.raises(ValueError, match="no network folder"):
-        pipeline.load_network(tmp_path / "absent")
+        pipeline.tuning.load_network(tmp_path / "absent")
     adapted = fresh()
-    adapted.attach_lora(rank=2, alpha=2, seed=0)
+    adapted.tuning.attach_lora(rank=2, alpha=2, seed=0)
     with pytest.raises(ValueError, match="not both"):
-        adapted.train_all()
+        adapted.tuning.train_all()
     with pytest.raises(ValueError, match="use save_lora"):
-        adapted.save_network(tmp_path)
+        adapted.tuning.save_network(tmp_path)

@@ -298,10 +298,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, made: dict[str, UNetPipeli
 
 def perturbed(pipeline: UNetPipeline) -> UNetPipeline:
     """The pipeline with adapters that do something."""
-    pipeline.attach_lora(rank=4, alpha=10, seed=3)  # a scale of 2.5: a reader that loses alpha gives other images
+    pipeline.tuning.attach_lora(rank=4, alpha=10, seed=3)  # a reader that loses the scale gives other images
     source = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in pipeline.trainable_parameters():
+        for parameter in pipeline.tuning.trainable_parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=source))
     return pipeline
 
@@ -311,11 +311,11 @@ def test_adapters_come_back_in_plain_diffusers_and_here(tmp_path: Path, name: st
     pipeline = make(name, guidance_scale=4.0)
     condition = pipeline.encode(PROMPTS[:2])
     base = walk(pipeline, condition, num_steps=3)
-    pipeline.attach_lora(rank=4, alpha=10, seed=3)
+    pipeline.tuning.attach_lora(rank=4, alpha=10, seed=3)
     assert torch.equal(walk(pipeline, condition, num_steps=3), base), "attaching changes nothing"
     tuned = walk(perturbed(make(name, guidance_scale=4.0)), condition, num_steps=3)
     assert not torch.allclose(tuned, base)
-    file = perturbed(make(name)).save_lora(tmp_path)
+    file = perturbed(make(name)).tuning.save_lora(tmp_path)
     assert file == tmp_path / "pytorch_lora_weights.safetensors"
 
     plain = make(name, guidance_scale=4.0)
@@ -324,22 +324,22 @@ def test_adapters_come_back_in_plain_diffusers_and_here(tmp_path: Path, name: st
     torch.testing.assert_close(theirs, tuned, rtol=1e-4, atol=1e-4)
 
     again = make(name, guidance_scale=4.0)
-    again.load_lora(tmp_path)
+    again.tuning.load_lora(tmp_path)
     assert torch.equal(walk(again, condition, num_steps=3), tuned)
-    with again.disable_adapters():
+    with again.tuning.disable_adapters():
         assert torch.equal(walk(again, condition, num_steps=3), base)
-    with again.reference():
+    with again.tuning.reference():
         assert torch.equal(walk(again, condition, num_steps=3), base)
 
 
 @EVERY_FAMILY
 def test_default_targets_are_every_projection_of_both_attentions(name: str):
     pipeline = make(name)
-    pipeline.attach_lora(rank=2, alpha=2, seed=0)
+    pipeline.tuning.attach_lora(rank=2, alpha=2, seed=0)
     adapted = {n.split(".lora_A")[0] for n, _ in pipeline.network.named_parameters() if ".lora_A." in n}
     attention = {n.removesuffix(".base_layer") for n, _ in pipeline.network.named_modules()}
     assert adapted == {n for n in attention if n.endswith(LORA_TARGETS)}
-    assert all(p.dtype == torch.float32 for p in pipeline.trainable_parameters())
+    assert all(p.dtype == torch.float32 for p in pipeline.tuning.trainable_parameters())
 
 
 @EVERY_FAMILY
@@ -347,17 +347,17 @@ def test_the_whole_network_trains_saves_and_loads(tmp_path: Path, name: str):
     pipeline = make(name, guidance_scale=1.0)
     condition = pipeline.encode(PROMPTS[:1])
     base = walk(pipeline, condition, num_steps=2)
-    pipeline.train_all()
-    assert len(pipeline.trainable_parameters()) == len(list(pipeline.network.parameters()))
+    pipeline.tuning.train_all()
+    assert len(pipeline.tuning.trainable_parameters()) == len(list(pipeline.network.parameters()))
     with torch.no_grad():
-        for parameter in pipeline.trainable_parameters():
+        for parameter in pipeline.tuning.trainable_parameters():
             parameter.mul_(1.05)
     tuned = walk(pipeline, condition, num_steps=2)
-    with pipeline.reference():
+    with pipeline.tuning.reference():
         assert torch.equal(walk(pipeline, condition, num_steps=2), base)
-    pipeline.save_network(tmp_path / "network")
+    pipeline.tuning.save_network(tmp_path / "network")
     other = make(name, guidance_scale=1.0)
-    other.load_network(tmp_path / "network")
+    other.tuning.load_network(tmp_path / "network")
     assert torch.equal(walk(other, condition, num_steps=2), tuned)
     assert not torch.allclose(tuned, base)
 

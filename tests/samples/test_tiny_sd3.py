@@ -113,11 +113,11 @@ def test_plain_diffusers_reads_adapters_on_every_layer_of_the_card(tmp_path) -> 
     assert isinstance(ours, SD3Pipeline)
     targets = load_pipeline_card("tiny-sd3").card.lora_targets
     assert targets
-    ours.attach_lora(rank=4, alpha=8, targets=targets, seed=0)
+    ours.tuning.attach_lora(rank=4, alpha=8, targets=targets, seed=0)
     source = torch.Generator().manual_seed(1)
-    for parameter in ours.trainable_parameters():
+    for parameter in ours.tuning.trainable_parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=source)
-    ours.save_lora(tmp_path)
+    ours.tuning.save_lora(tmp_path)
     theirs = DiffusionPipeline.from_pretrained(SHIPPED)
     theirs.set_progress_bar_config(disable=True)
     untouched = images_of(theirs, ["two blue squares"])

@@ -40,6 +40,16 @@ class Painter(ToyPipeline):
     def decode(self, latents: Tensor) -> Tensor:
         return torch.sigmoid(latents)
 
+    @property
+    def tuning(self) -> Painter:
+        return self
+
+    def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int) -> None:
+        raise AssertionError("not in these tests")
+
+    def train_all(self, *, keep_reference: bool = True) -> None:
+        raise AssertionError("not in these tests")
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(self.network.parameters())
 

@@ -30,6 +30,16 @@ PROMPTS = tuple(Prompt(f"{0.01 * i:.2f}") for i in range(12))
 class TrainableToy(ToyPipeline):
     """The toy with what the trainer asks of a pipeline; the reference is the exact flow."""
 
+    @property
+    def tuning(self) -> TrainableToy:
+        return self
+
+    def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int) -> None:
+        raise AssertionError("not in these tests")
+
+    def train_all(self, *, keep_reference: bool = True) -> None:
+        raise AssertionError("not in these tests")
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(self.network.parameters())
 
