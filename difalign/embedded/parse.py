@@ -46,6 +46,7 @@ class Found:
 class ParsedImage:
     """What an image shows."""
 
+    size: tuple[int, int]  # pixels across and down
     objects: tuple[Found, ...]
     unrecognised: int  # foreground pieces that no drawing explains
     clutter: float  # contrast left outside the objects, in fully bright pixels
@@ -156,7 +157,8 @@ def _collect(contrast: Array, labels: NDArray[np.intp], pieces: _Pieces) -> list
             objects[image].append(found)
         elif pieces.area[k] >= _MIN_AREA:
             unrecognised[image] += 1
+    down, across = contrast.shape[1:]
     return [
-        ParsedImage(tuple(found), pieces_left, float(left))
+        ParsedImage((across, down), tuple(found), pieces_left, float(left))
         for found, pieces_left, left in zip(objects, unrecognised, clutter, strict=True)
     ]

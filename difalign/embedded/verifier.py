@@ -14,7 +14,7 @@ import numpy as np
 
 from difalign.embedded.parse import Found, ParsedImage, parse_images
 from difalign.embedded.render import Array
-from difalign.embedded.scenes import CELL, RELATIONS, SIZE, SceneSpec, parse_caption
+from difalign.embedded.scenes import CELL, RELATIONS, SceneSpec, parse_caption
 
 _CLEAN = 6.0  # clutter (fully bright pixels) that an image may have and still be strictly right
 _DIRTY = 60.0  # clutter at which partial credit reaches zero
@@ -68,7 +68,7 @@ def judge(parsed: ParsedImage, spec: SceneSpec) -> Verdict:
     groups = _group_credit(parsed.objects, spec)
     seen = len(parsed.objects) + parsed.unrecognised
     total = max(0.0, 1.0 - abs(seen - spec.total) / spec.total)
-    geometry = _geometry(parsed.objects, spec)
+    geometry = _geometry(parsed, spec)
     if geometry is None:
         partial = (_GROUPS * groups + _TOTAL * total) / (_GROUPS + _TOTAL)
     else:
@@ -102,19 +102,20 @@ def _agreement(found: int, wanted: int) -> float:
     return max(0.0, 1.0 - abs(found - wanted) / wanted) if found else 0.0
 
 
-def _geometry(objects: Sequence[Found], spec: SceneSpec) -> float | None:
-    first = [found for found in objects if found.thing == spec.groups[0][1]]
+def _geometry(parsed: ParsedImage, spec: SceneSpec) -> float | None:
+    first = [found for found in parsed.objects if found.thing == spec.groups[0][1]]
     if spec.place:
-        return float(any(_is_at(found, spec.place) for found in first))
+        return float(any(_is_at(found, spec.place, parsed.size) for found in first))
     if spec.relation:
-        second = [found for found in objects if found.thing == spec.groups[1][1]]
+        second = [found for found in parsed.objects if found.thing == spec.groups[1][1]]
         return float(any(_is_related(a, b, spec.relation) for a in first for b in second))
     return None
 
 
-def _is_at(found: Found, place: str) -> bool:
-    near, far = SIZE / 3, 2 * SIZE / 3
-    return {"left": found.x < near, "right": found.x > far, "top": found.y < near, "bottom": found.y > far}[place]
+def _is_at(found: Found, place: str, size: tuple[int, int]) -> bool:
+    """Whether it lies in the outer third of the picture."""
+    across, down = found.x / size[0], found.y / size[1]
+    return {"left": across < 1 / 3, "right": across > 2 / 3, "top": down < 1 / 3, "bottom": down > 2 / 3}[place]
 
 
 def _is_related(a: Found, b: Found, relation: str) -> bool:

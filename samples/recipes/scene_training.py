@@ -28,10 +28,10 @@ from scene_data import draw_images, draw_specs, training_specs
 from tiny_text import token_ids
 from torch import Tensor, nn
 
-from difalign.embedded.scenes import KINDS, SIZE, Kind, all_specs, is_held_out
+from difalign.embedded.scenes import BACKGROUND, KINDS, SIZE, Kind, all_specs, is_held_out
 from difalign.embedded.verifier import verify
 
-LATENT = SIZE // 2
+DOWNSCALE = 2  # pixels a side of a latent
 CHANNELS = 2
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
@@ -42,7 +42,7 @@ WARMUP_STEPS = 200
 class Data:
     """Encoded training scenes."""
 
-    latents: np.memmap  # [N, CHANNELS, LATENT, LATENT] float16, posterior means
+    latents: np.memmap  # [N, CHANNELS, side, side] float16, posterior means
     ids: Tensor  # [N, tokens] int64
 
     def draw_rows(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -50,7 +50,7 @@ class Data:
         return torch.randint(len(self.ids), (batch,), generator=generator)
 
     def clean(self, rows: Tensor) -> Tensor:
-        """Their latents, [batch, CHANNELS, LATENT, LATENT] float32."""
+        """Their latents, [batch, CHANNELS, side, side] float32."""
         return torch.from_numpy(self.latents[rows.numpy()].astype(np.float32))
 
 
@@ -58,7 +58,7 @@ class Sample(Protocol):
     """How a model samples latents from token ids."""
 
     def __call__(self, model: Any, ids: Tensor, *, steps: int, guidance: float, generator: torch.Generator) -> Tensor:
-        """Noise-free latents of the prompts, [N, CHANNELS, LATENT, LATENT]; guidance 1 is none."""
+        """Noise-free latents of the prompts, [N, CHANNELS, side, side]; guidance 1 is none."""
         ...
 
 
@@ -71,17 +71,29 @@ class Recipe:
     loss: Callable[[Any, Data, int, torch.Generator, Tensor], Tensor]  # (model, data, batch, generator, empty ids)
     sample: Sample
     save: Callable[[Any, AutoencoderKL, Path], None]  # (model, autoencoder, folder): a diffusers pipeline
+    side: int = SIZE // DOWNSCALE  # of its latents; pictures are framed by background up to it
     steps: int = 16  # of the evaluation
     guidance: float = 3.0  # likewise
 
 
-def prepare_data(folder: Path, vae: AutoencoderKL, model: Any, *, scenes: int, seed: int, rank: int) -> Data:
+def framed(images: np.ndarray, side: int) -> np.ndarray:
+    """Pictures [N, 3, SIZE, SIZE] in the middle of a larger background, [N, 3, side, side]."""
+    margin, odd = divmod(side - SIZE, 2)
+    if margin < 0 or odd:
+        raise ValueError(f"pictures of {SIZE} pixels have no place in the middle of {side}")
+    wide = np.empty((*images.shape[:2], side, side), dtype=images.dtype)
+    wide[:] = np.asarray(BACKGROUND, dtype=images.dtype)[None, :, None, None] / 255
+    wide[:, :, margin : margin + SIZE, margin : margin + SIZE] = images
+    return wide
+
+
+def prepare_data(folder: Path, vae: AutoencoderKL, model: Any, *, scenes: int, side: int, seed: int, rank: int) -> Data:
     """Draw and encode the scenes once; other processes wait and share the file."""
     path = folder / "latents.f16"
     meta = folder / "latents.json"
-    shape = (scenes, CHANNELS, LATENT, LATENT)
+    shape = (scenes, CHANNELS, side, side)
     captions_path = folder / "captions.txt"
-    wanted = {"scenes": scenes, "seed": seed}
+    wanted = {"scenes": scenes, "side": side, "seed": seed}
     if rank == 0 and not (meta.exists() and json.loads(meta.read_text()) == wanted):
         folder.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(seed)
@@ -89,8 +101,9 @@ def prepare_data(folder: Path, vae: AutoencoderKL, model: Any, *, scenes: int, s
         captions: list[str] = []
         for start in range(0, scenes, 500):
             specs = draw_specs(min(500, scenes - start), rng)
+            images = torch.from_numpy(framed(draw_images(specs, rng), DOWNSCALE * side))
             with torch.no_grad():
-                posterior = vae.encode(torch.from_numpy(draw_images(specs, rng)) * 2 - 1).latent_dist
+                posterior = vae.encode(images * 2 - 1).latent_dist
             store[start : start + len(specs)] = posterior.mean.numpy()
             captions += [spec.caption for spec in specs]
         store.flush()
@@ -144,6 +157,30 @@ def save_sheet(images: Tensor, columns: int, path: Path, scale: int = 3) -> None
     Image.fromarray(pixels).resize((pixels.shape[1] * scale, pixels.shape[0] * scale), Image.Resampling.NEAREST).save(
         path
     )
+
+
+class Denoiser(Protocol):
+    """What a model predicts at one noise level."""
+
+    def __call__(self, x: Tensor, time: Tensor, ids: Tensor) -> Tensor:
+        """The prediction, in the shape of x; time is [N]."""
+        ...
+
+
+def guided(model: Denoiser, x: Tensor, time: Tensor, ids: Tensor, *, empty: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance in one forward of twice the batch; 1 means the conditional branch alone.
+
+    Args:
+        x: noisy latents, [N, CHANNELS, side, side].
+        time: one number, the noise level in the model's terms.
+        ids: token ids, [N, tokens].
+        empty: token ids of the empty caption, [1, tokens].
+    """
+    if guidance == 1:
+        return model(x, time.expand(len(x)), ids)
+    both = torch.cat([empty.expand(len(ids), -1), ids])
+    unconditional, conditional = model(torch.cat([x, x]), time.expand(len(both)), both).chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
 
 
 @torch.no_grad()
@@ -274,7 +311,7 @@ def train(recipe: Recipe, args: argparse.Namespace, rank: int, world: int, devic
     torch.manual_seed(args.seed)  # initial weights, equal on all processes
     vae = AutoencoderKL.from_pretrained(args.vae).eval().requires_grad_(False)
     model = recipe.build()
-    data = prepare_data(args.out / "data", vae, model, scenes=args.scenes, seed=args.seed, rank=rank)
+    data = prepare_data(args.out / "data", vae, model, scenes=args.scenes, side=recipe.side, seed=args.seed, rank=rank)
     vae, model = vae.to(device), model.to(device)
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from scene_training import CHANNELS, LATENT, settle_configs
+from scene_training import CHANNELS, guided, settle_configs
 from tiny_text import build_plain_text_encoder, build_tokenizer, token_ids
 from torch import Tensor, nn
 
 TEXT_WIDTH = 64
+LATENT = 20  # a side of 40 pixels: StableDiffusionPipeline asks for multiples of 8, and scenes have 36
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -72,12 +73,8 @@ def sample_latents(
     done = []
     for start, chunk in zip(noise.split(batch), ids.split(batch), strict=True):
         x = start
-        both = torch.cat([empty.expand(len(chunk), -1), chunk]) if guidance != 1 else chunk
         for time in scheduler.timesteps:
-            epsilon = model(torch.cat([x, x]) if guidance != 1 else x, time.expand(len(both)).to(device), both)
-            if guidance != 1:
-                unconditional, conditional = epsilon.chunk(2)
-                epsilon = unconditional + guidance * (conditional - unconditional)
+            epsilon = guided(model, x, time.to(device), chunk, empty=empty, guidance=guidance)
             x = scheduler.step(epsilon, int(time), x).prev_sample
         done.append(x)
     return torch.cat(done)

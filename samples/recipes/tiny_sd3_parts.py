@@ -13,7 +13,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from diffusers.models.attention_processor import Attention
-from scene_training import CHANNELS, LATENT, settle_configs
+from scene_training import CHANNELS, DOWNSCALE, guided, settle_configs
 from tiny_text import (
     NULL_WIDTH,
     build_null_encoder,
@@ -24,6 +24,9 @@ from tiny_text import (
 )
 from torch import Tensor, nn
 
+from difalign.embedded.scenes import SIZE
+
+LATENT = SIZE // DOWNSCALE  # a side
 PATCH = 6  # latent pixels; one patch is one cell of the 3 x 3 grid
 # A patch holds 72 numbers and the network is 96 wide. With more numbers than width (4 channels: 144) the noise of a
 # patch does not fit through: specks stay in the background and no room is left for the position of a token.
@@ -142,14 +145,9 @@ def sample_latents(
     done = []
     for start, chunk in zip(noise.split(batch), ids.split(batch), strict=True):
         x = start
-        both = torch.cat([empty.expand(len(chunk), -1), chunk]) if guidance != 1 else chunk
         for i in range(steps):
-            sigma = sigmas[i].to(device).expand(len(both))
-            v = model(torch.cat([x, x]) if guidance != 1 else x, sigma, both)
-            if guidance != 1:
-                unconditional, conditional = v.chunk(2)
-                v = unconditional + guidance * (conditional - unconditional)
-            x = x + (sigmas[i + 1] - sigmas[i]).item() * v
+            velocity = guided(model, x, sigmas[i].to(device), chunk, empty=empty, guidance=guidance)
+            x = x + (sigmas[i + 1] - sigmas[i]).item() * velocity
         done.append(x)
     return torch.cat(done)
 

@@ -4,14 +4,12 @@
     torchrun --nproc-per-node 2 samples/recipes/train_tiny_sd15.py --vae runs/tiny-vae --out runs/tiny-sd15
 
 ``--vae`` also takes the autoencoder of the shipped model, pipelines/tiny-sd3/vae: the two share it. Denoising on the
-latents of rendered scenes: x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise, t uniform, target the noise. UNet and text encoder
+latents of rendered scenes: x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise, target the noise. UNet and text encoder
 learn jointly. Everything else is as in ``train_tiny_sd3.py``: one schedule that is left at ``--stop-at``, a base with
 room to improve, several single-thread gloo processes or CUDA, seeded and resumable, ``curve.jsonl``.
 
-Pictures have 36 pixels a side, and ``StableDiffusionPipeline.__call__`` refuses sides that are no multiple of 8. Its
-latents decide the size all the same:
-
-    pipe("a red circle", height=32, width=32, latents=torch.randn(1, 2, 18, 18), num_inference_steps=20)
+Scenes have 36 pixels a side, and ``StableDiffusionPipeline`` refuses sides that are no multiple of 8: the pictures
+here have 40, the scene in the middle of a frame of background.
 """
 
 from __future__ import annotations
@@ -20,8 +18,11 @@ import functools
 
 import torch
 from scene_training import Data, Defaults, Recipe, drop_captions, parse_arguments, run
-from tiny_sd15_parts import TinySD15, build_scheduler, sample_latents, save_pipeline
+from tiny_sd15_parts import LATENT, TinySD15, build_scheduler, sample_latents, save_pipeline
 from torch import Tensor
+
+
+DECIDED_AT = 400  # the timestep below which a noisy picture still shows what it holds
 
 
 @functools.cache
@@ -30,13 +31,20 @@ def kept_shares() -> Tensor:
     return build_scheduler().alphas_cumprod
 
 
+def draw_times(batch: int, generator: torch.Generator) -> Tensor:
+    """Timesteps [batch]: half of them uniform, half uniform where what is in the picture gets decided."""
+    everywhere = torch.randint(0, len(kept_shares()), (batch,), generator=generator)
+    undecided = torch.randint(DECIDED_AT, len(kept_shares()), (batch,), generator=generator)
+    return torch.where(torch.rand(batch, generator=generator) < 0.5, everywhere, undecided)
+
+
 def batch_loss(model: TinySD15, data: Data, batch: int, generator: torch.Generator, empty: Tensor) -> Tensor:
     """The mean squared error of the predicted noise on one random batch, a scalar."""
     device = empty.device
     rows = data.draw_rows(batch, generator)
     clean = data.clean(rows).to(device)
     noise = torch.randn(clean.shape, generator=generator).to(device)
-    time = torch.randint(len(kept_shares()), (batch,), generator=generator)
+    time = draw_times(batch, generator)
     ids = drop_captions(data.ids[rows], empty, generator)
     kept = kept_shares()[time].to(device).view(-1, 1, 1, 1)
     noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
@@ -44,7 +52,14 @@ def batch_loss(model: TinySD15, data: Data, batch: int, generator: torch.Generat
 
 
 RECIPE = Recipe(
-    name="tiny-sd15", build=TinySD15, loss=batch_loss, sample=sample_latents, save=save_pipeline, steps=20, guidance=4.0
+    name="tiny-sd15",
+    build=TinySD15,
+    loss=batch_loss,
+    sample=sample_latents,
+    save=save_pipeline,
+    steps=20,
+    guidance=4.0,
+    side=LATENT,
 )
 DEFAULTS = Defaults(steps=5000, stop_at=5000, batch=64, learning_rate=1.5e-3, evaluate_every=1000)
 
