@@ -21,7 +21,6 @@ from scene_training import Data, Defaults, Recipe, drop_captions, parse_argument
 from tiny_sd15_parts import LATENT, TinySD15, build_scheduler, sample_latents, save_pipeline
 from torch import Tensor
 
-
 DECIDED_AT = 400  # the timestep below which a noisy picture still shows what it holds
 
 
