@@ -86,7 +86,8 @@ class Trajectories:
     """What a rollout leaves behind: the recorded edges of its trees, and the leaves.
 
     An *edge* is one recorded step of one row; a *leaf* is a final sample. ``descent`` joins them:
-    column j says that leaf ``descent[1, j]`` descends from edge ``descent[0, j]``.
+    column j says that leaf ``descent[1, j]`` descends from edge ``descent[0, j]``. Leaves may be on another device
+    than the rest.
     """
 
     x: Tensor  # [M, *latent] where each edge starts, storage dtype

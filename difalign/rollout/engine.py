@@ -39,6 +39,7 @@ def rollout(
     grid: NoiseGrid | None = None,
     micro_batch: int = 16,
     storage_dtype: torch.dtype = torch.float32,
+    storage_device: torch.device | str | None = None,
     log_prob: LogProb = gaussian.log_prob,
     progress: Progress | None = None,
 ) -> Trajectories:
@@ -62,6 +63,8 @@ def rollout(
         micro_batch: the most rows in one forward.
         storage_dtype: of latents between steps and of the recorded edges; float64 is kept, less is upcast to float32
             for arithmetic.
+        storage_device: of the recorded edges, which are most of what a rollout keeps; None is the pipeline's. "cpu"
+            leaves accelerator memory to the network. Leaves stay where the pipeline is.
         log_prob: the log-density of a recorded step; the objective must replay with the same one.
         progress: called with (rows evaluated, rows in all) after every forward.
 
@@ -79,7 +82,8 @@ def rollout(
     _check_densities(pipeline, trie, grid, start)
 
     walk = _Walk(pipeline, grid, condition, prompt_index, tuple(root_seeds), micro_batch, log_prob)
-    record = _Record.empty(start, edges=sum(edge.rows for _, edge in trie.recorded))
+    edges = sum(edge.rows for _, edge in trie.recorded)
+    record = _Record.empty(start, edges=edges, device=start.device if storage_device is None else storage_device)
     meter = _Meter(total=len(root_seeds) * sum(level.rows for level in trie.levels), progress=progress)
     leaves = _walk_down(walk, trie, start, record, meter)
     return _assemble(record, leaves, trie, forwards=meter.done)
@@ -200,10 +204,11 @@ class _Record:
     log_prob: Tensor  # [R, edges a root] float32
 
     @classmethod
-    def empty(cls, start: Tensor, *, edges: int) -> _Record:
+    def empty(cls, start: Tensor, *, edges: int, device: torch.device | str) -> _Record:
         shape = (start.shape[0], edges, *start.shape[1:])
-        log_prob = torch.empty(shape[:2], dtype=compute_dtype(start), device=start.device)
-        return cls(x=start.new_empty(shape), x_next=start.new_empty(shape), log_prob=log_prob)
+        log_prob = torch.empty(shape[:2], dtype=compute_dtype(start), device=device)
+        x, x_next = (start.new_empty(shape, device=device) for _ in range(2))
+        return cls(x=x, x_next=x_next, log_prob=log_prob)
 
     def write(self, offset: int, edge: Edge, x: Tensor, x_next: Tensor, log_prob: Tensor) -> None:
         block = (self.x.shape[0], edge.rows)

@@ -265,6 +265,13 @@ def test_storage_is_rounded_before_the_walk_goes_on(dtype):
     assert torch.equal(starts[:, 1:], ends[:, :-1])
 
 
+def test_edges_are_kept_where_asked_and_leaves_stay():
+    trajectories = run((plans.plain(N, 0.7),), storage_device="meta")  # a device that holds nothing
+    placed = {name: value.device.type for name, value in tensors(trajectories).items()}
+    assert placed == dict.fromkeys(placed, "meta") | {"final": "cpu"}
+    assert torch.equal(trajectories.final, run((plans.plain(N, 0.7),)).final)
+
+
 def test_log_prob_is_the_given_density():
     trajectories = run((plans.plain(N, 0.7),), log_prob=gaussian.squared_error_log_prob)
     assert (trajectories.log_prob < 0).all()
