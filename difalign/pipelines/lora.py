@@ -27,7 +27,7 @@ _ADAPTER = "default"
 
 
 def attach(network: nn.Module, *, rank: int, alpha: int, targets: Sequence[str], seed: int) -> None:
-    """Add trainable float32 adapters to every linear layer named by ``targets`` and freeze all else.
+    """Add trainable float32 adapters to every linear layer and convolution named by ``targets`` and freeze all else.
 
     A target is a dotted suffix of module names, such as ``attn.to_q``. A starts as N(0, 1/rank^2) (peft's
     "gaussian"), drawn on the CPU from (seed, module name), so that a layer starts the same on any device, in any
@@ -229,9 +229,11 @@ def _infer_config(weights: dict[str, Tensor], path: Path) -> LoraConfig:
 
 
 def _check_targets(network: nn.Module, targets: Sequence[str]) -> None:
-    """Every target must be the suffix of some linear layer's name."""
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    """Every target must be the suffix of the name of some layer that can be adapted."""
+    names = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
     if unknown or not targets:
-        known = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in names})
-        raise ValueError(f"LoRA targets {unknown or list(targets)} match no linear layer; known: {', '.join(known)}")
+        known = sorted({re.sub(r"^.*s\.\d+\.", "", name) for name in names})  # within blocks, resnets and the like
+        raise ValueError(
+            f"LoRA targets {unknown or list(targets)} match no linear or convolution layer; known: {', '.join(known)}"
+        )
