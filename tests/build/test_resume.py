@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,54 +15,28 @@ from difalign.build.preflight import prepare
 from difalign.core.errors import ConfigError
 from difalign.core.overrides import load_config
 from difalign.train.checkpoint import list_checkpoints
-from tests.train.small_runs import WEIGHTS, rows_of, without_clocks, write_random_sd3, write_redness
+from tests.build.random_runs import write_run
+from tests.train.small_runs import WEIGHTS, rows_without_clocks, write_random_sd3
 
-CONFIG = """
-pipeline: {folder}/random_sd3.yaml
-rewards:
-  colour:
-    card: {folder}/redness.yaml
-prompts:
-  train: {folder}/train.txt
-  heldout: {folder}/heldout.txt
-sampling:
-  steps: 3
-  prompts_per_update: 2
-  samples_per_prompt: 3
-  micro_batch: 6
-  plan:
-    kind: plain
-    last_step_noise: false
-training:
-  learning_rate: 0.02
-  lora:
-    rank: 2
-    alpha: 6
-  rollouts: 2
-  updates_per_rollout: 1
-  micro_batch: 6
-  checkpoint:
-    every: 1
-  ema:
-    every: 1
-    max_decay: 0.5
-evaluation:
-  steps: 2
-  guidance: 2.0
-  bootstrap_samples: 200
-"""
+SECTIONS: dict[str, Any] = {
+    "sampling": {
+        "steps": 3,
+        "samples_per_prompt": 3,
+        "micro_batch": 6,
+        "plan": {"kind": "plain", "last_step_noise": False},
+    },
+    "training": {"micro_batch": 6, "checkpoint": {"every": 1}, "ema": {"every": 1, "max_decay": 0.5}},
+    "evaluation": {"steps": 2},
+}
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a run, and the run itself, of two rollouts, beside them."""
     folder = tmp_path_factory.mktemp("inputs")
-    write_random_sd3(folder)
-    write_redness(folder)
-    (folder / "train.txt").write_text("a red circle\ntwo blue squares\na green cross\n")
-    (folder / "heldout.txt").write_text("a red square\na green circle\n")
-    (folder / "mine.yaml").write_text(CONFIG.format(folder=folder))
-    api.train(folder / "mine.yaml", overrides=[f"output_dir={folder}/straight"])
+    train = ("a red circle", "two blue squares", "a green cross")
+    file = write_run(write_random_sd3(folder), train=train, heldout=("a red square", "a green circle"), **SECTIONS)
+    api.train(file, overrides=[f"output_dir={folder}/straight"])
     return folder
 
 
@@ -76,7 +51,7 @@ def test_resumed_run_has_the_weights_samples_and_rows_of_the_straight_one(inputs
     first, second = (load_file(folder / WEIGHTS) for folder in (straight, resumed))  # the header's order is random
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert [without_clocks(row) for row in rows_of(resumed)] == [without_clocks(row) for row in rows_of(straight)]
+    assert rows_without_clocks(resumed) == rows_without_clocks(straight)
     for name in ("000000.json", "000000.png", "000002.json", "000002.png"):
         assert (resumed / "evaluations" / name).read_bytes() == (straight / "evaluations" / name).read_bytes()
     files = ("weights.safetensors", "optimizer.safetensors", "average.safetensors", "trainer.json")

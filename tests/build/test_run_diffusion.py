@@ -16,52 +16,22 @@ from difalign.core.errors import ConfigError
 from difalign.core.overrides import load_config
 from difalign.pipelines.unet import UNetPipeline
 from difalign.process.diffusion import DiffusionProcess
+from tests.build.random_runs import write_run
 from tests.tiny_models import ddim, tiny_sd, tiny_sdxl
-from tests.train.small_runs import WEIGHTS, rows_of, write_random_sd, write_random_sd3, write_redness
+from tests.train.small_runs import WEIGHTS, rows_of, write_random_sd, write_random_sd3
 
-CONFIG = """
-pipeline: {folder}/random_sd.yaml
-rewards:
-  colour:
-    card: {folder}/redness.yaml
-prompts:
-  train: {folder}/train.txt
-  heldout: {folder}/heldout.txt
-sampling:
-  steps: 4
-  guidance: 2.0
-  prompts_per_update: 2
-  samples_per_prompt: 4
-  micro_batch: 8
-objective:
-  clip_range: 0.01
-  timestep_fraction: 1.0
-training:
-  learning_rate: 0.02
-  lora:
-    rank: 2
-    alpha: 6
-  rollouts: 2
-  updates_per_rollout: 1
-  micro_batch: 8
-  ema:
-    enabled: false
-evaluation:
-  steps: 3
-  guidance: 2.0
-  micro_batch: 4
-  bootstrap_samples: 200
-"""
+TRAIN = ("a red circle", "two blue squares", "a green cross", "a blue circle and a red cross")
+HELDOUT = ("a red square", "a green circle", "a red cross above a blue square")
+SECTIONS: dict[str, Any] = {
+    "sampling": {"steps": 4, "guidance": 2.0, "samples_per_prompt": 4, "micro_batch": 8},
+    "objective": {"clip_range": 0.01, "timestep_fraction": 1.0},
+    "training": {"micro_batch": 8, "ema": {"enabled": False}},
+    "evaluation": {"steps": 3, "micro_batch": 4},
+}
 
 
 def write_inputs(folder: Path, *, scheduler: Any = None) -> Path:
-    write_random_sd(folder, scheduler=scheduler)
-    write_redness(folder)
-    (folder / "train.txt").write_text("a red circle\ntwo blue squares\na green cross\na blue circle and a red cross")
-    (folder / "heldout.txt").write_text("a red square\na green circle\na red cross above a blue square")
-    file = folder / "mine.yaml"
-    file.write_text(CONFIG.format(folder=folder))
-    return file
+    return write_run(write_random_sd(folder, scheduler=scheduler), train=TRAIN, heldout=HELDOUT, **SECTIONS)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from difalign.cli import app, train_flow_grpo
+from tests.folders import file_contents
 from tests.house.repository import ROOT
 
 SECONDS = 2.0  # processor time of a whole process
@@ -177,10 +178,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def fill(folder: Path, bad: Bad) -> None:
     for name, content in bad.files:
         path = folder / name
@@ -200,13 +197,13 @@ def assert_clear(bad: Bad, stdout: str, stderr: str) -> None:
 @pytest.mark.parametrize("bad", CASES, ids=lambda bad: bad.name)
 def test_bad_input(bad: Bad, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     fill(folder, bad)
-    before = contents(folder)
+    before = file_contents(folder)
     monkeypatch.setattr(sys, "argv", ["train_flow_grpo.py", *bad.arguments])
     with pytest.raises(SystemExit) as stop:
         train_flow_grpo.main()
     assert stop.value.code == 2
     assert_clear(bad, *capsys.readouterr())
-    assert contents(folder) == before
+    assert file_contents(folder) == before
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from difalign.report.comparison import write_before_after
 from difalign.report.log import RunLog, find_mismatch, plain, write_text_atomically
 from difalign.report.page import write_report
 from difalign.report.records import Evaluation, SampleRecord
+from tests.folders import file_contents
 from tests.report.fake_run import FakeRun
 
 RECORD = SampleRecord("a red circle", "single", 0, {"total": 0.5}, 0)
@@ -114,7 +115,7 @@ def test_log_returns_to_a_mark(tmp_path: Path) -> None:
     rows(log, 0, 1)
     log.write_evaluation(Evaluation(0, "base", (RECORD,)), images=np.zeros((1, 3, 8, 8)))
     mark = log.mark()
-    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    files = file_contents(tmp_path)
     rows(log, 2, 3)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"rollout"')  # a crash
@@ -124,8 +125,8 @@ def test_log_returns_to_a_mark(tmp_path: Path) -> None:
     log.write_summary({"gain": 1.0})
     assert find_mismatch(tmp_path, mark) is None
     log.return_to(mark)
-    left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {**files, tmp_path / "evaluations" / "mine.json": b"{}"}
+    left = file_contents(tmp_path)
+    assert left == {**files, "evaluations/mine.json": b"{}"}
     rows(log, 2)
     assert [json.loads(line)["rollout"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
 

@@ -22,6 +22,7 @@ from difalign.process.flow import FlowProcess
 from difalign.train.resume import find_resume_point
 from difalign.train.run import Task, run_training
 from difalign.train.runtime import Runtime
+from tests.sections import lay_over
 from tests.tiny_models import tiny_sd, tiny_sd3
 from tests.toys import ElementwisePolicy, ToyPipeline
 
@@ -102,9 +103,7 @@ def toy_run_config(folder: Path, **sections: Any) -> RunConfig:
         },
         "evaluation": {"steps": 4, "seeds_per_prompt": 2, "micro_batch": 8, "bootstrap_samples": 200},
     }
-    for name, value in sections.items():
-        base[name] = {**base.get(name, {}), **value} if isinstance(value, dict) else value
-    return RunConfig.model_validate(base)
+    return RunConfig.model_validate(lay_over(base, sections))
 
 
 def painter() -> Painter:
@@ -135,6 +134,11 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
 def without_clocks(values: dict[str, Any]) -> dict[str, Any]:
     """A summary or a row without what no two runs share."""
     return {name: value for name, value in values.items() if name not in ("seconds", "training_seconds")}
+
+
+def rows_without_clocks(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics without what no two runs share."""
+    return [without_clocks(row) for row in rows_of(folder)]
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ import pytest
 from difalign.train.checkpoint import find_damage, list_checkpoints
 from tests.house.repository import ROOT
 from tests.train.killable_worker import Kill, send
-from tests.train.small_runs import WEIGHTS, rows_of, without_clocks
+from tests.train.small_runs import WEIGHTS, rows_without_clocks, without_clocks
 
 # Five rollouts of two updates, an average each, an evaluation every second, a checkpoint every rollout.
 SECTIONS: dict[str, Any] = {
@@ -121,7 +121,7 @@ def go_on(worker: Worker, folder: Path, kill: Kill | None = None) -> int:
 
 def assert_same(folder: Path, expected: Path) -> None:
     """Everything that the run says and has learnt, to the last bit."""
-    assert [without_clocks(row) for row in rows_of(folder)] == [without_clocks(row) for row in rows_of(expected)]
+    assert rows_without_clocks(folder) == rows_without_clocks(expected)
     assert (folder / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
     evaluations = sorted(path.name for path in (expected / "evaluations").iterdir())
     assert sorted(path.name for path in (folder / "evaluations").iterdir()) == evaluations

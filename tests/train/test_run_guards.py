@@ -14,6 +14,7 @@ from difalign.core.types import RewardOutput
 from difalign.report.run_folder import read_run
 from difalign.train.run import Task, run_training
 from difalign.train.runtime import Runtime
+from tests.folders import file_contents, file_names
 from tests.toys import ElementwisePolicy
 from tests.train.small_runs import (
     WEIGHTS,
@@ -21,10 +22,10 @@ from tests.train.small_runs import (
     Painter,
     painter,
     rows_of,
+    rows_without_clocks,
     run_toy,
     toy_run_config,
     weights_of,
-    without_clocks,
 )
 
 # --- a folder that was used --------------------------------------------------------------------------------------
@@ -36,12 +37,8 @@ def test_overwriting_starts_clean(tmp_path: Path) -> None:
     run_toy(toy_run_config(folder, overwrite=True, training={"trainable": "full"}))
     run_toy(toy_run_config(folder, overwrite=True))
     run_toy(toy_run_config(fresh))
-
-    def names(root: Path) -> list[str]:
-        return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-
-    assert names(folder) == names(fresh)
-    rows = [[without_clocks(row) for row in rows_of(root)] for root in (folder, fresh)]
+    assert file_names(folder) == file_names(fresh)
+    rows = [rows_without_clocks(root) for root in (folder, fresh)]
     assert rows[0] == rows[1]
     assert weights_of(folder) == weights_of(fresh)
 
@@ -60,21 +57,20 @@ def test_run_that_fails_leaves_no_weights_of_the_one_before(tmp_path: Path, trai
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="reward brightness gave nan"):
         run_toy(toy_run_config(tmp_path, overwrite=True), reward=Failing())
-    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert left == ["config.yaml", "environment.json", "notes.txt"]
+    assert file_names(tmp_path) == ["config.yaml", "environment.json", "notes.txt"]
 
 
 def test_model_that_cannot_be_loaded_costs_no_earlier_run(tmp_path: Path) -> None:
     config = toy_run_config(tmp_path)
     run_toy(config)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = file_contents(tmp_path)
 
     def build(runtime: Runtime) -> Task:
         raise OSError("no such weights")
 
     with pytest.raises(OSError, match="no such weights"):
         run_training(toy_run_config(tmp_path, overwrite=True), build)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert file_contents(tmp_path) == before
 
 
 # --- when it stops -----------------------------------------------------------------------------------------------

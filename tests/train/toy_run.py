@@ -19,6 +19,7 @@ from difalign.process.flow import FlowProcess
 from difalign.process.rules import FLOW_RULES
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.runtime import Runtime
+from tests.sections import lay_over
 from tests.toys import PerceptronPolicy, ToyPipeline
 
 DIMENSIONS = 4
@@ -96,9 +97,7 @@ def toy_config(**sections: Any) -> RunConfig:
             "ema": {"enabled": False},
         },
     }
-    for name, values in sections.items():
-        base[name] = {**base.get(name, {}), **values}
-    return RunConfig.model_validate(base)
+    return RunConfig.model_validate(lay_over(base, sections))
 
 
 def toy_trainer(
