@@ -1,16 +1,17 @@
-"""Prompt files: one prompt a line, or JSON lines; what is wrong is named with file and line."""
+"""Prompt files: text, JSON lines, CSV or Parquet; what is wrong is named with file and line."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from difalign.core.errors import ConfigError
+from difalign.core.prompt_rows import Row, read_rows
 
-_LONGEST_PROMPT = 10_000  # characters; a longer line is a file of another kind
+_LONGEST_PROMPT = 10_000  # characters; a longer one is a file of another kind
 _SHOWN_PROBLEMS = 3
+_OWN_KEYS = ("prompt", "kind", "metadata")  # of a row; every other becomes metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +27,25 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     """The prompts of a file in its order.
 
     ``.jsonl`` files hold an object a line: ``prompt``, optionally ``kind`` (or GenEval's ``tag``), and further keys
-    that become metadata. Any other file holds a prompt a line; blank lines and lines that begin with ``#`` are
-    skipped. No prompt may occur twice: the noise of a sample derives from its prompt, so both would give the same
-    images.
+    that become metadata; the columns of ``.csv`` and ``.parquet`` files are such keys, of which empty cells are left
+    out. Any other file holds a prompt a line; blank lines and lines that begin with ``#`` are skipped. No prompt may
+    occur twice: the noise of a sample derives from its prompt, so both would give the same images.
 
     Raises:
         ConfigError: naming file and line, if the file is missing, empty, not UTF-8 or malformed.
     """
     prompts: list[Prompt] = []
-    first_line: dict[str, int] = {}
+    first_place: dict[str, str] = {}
     problems: list[str] = []
-    for number, line in _numbered_lines(path):
+    for row in read_rows(path):
         try:
-            prompt = _parse_json(line) if path.suffix == ".jsonl" else _parse_text(line)
-            if prompt.text in first_line:
-                raise ValueError(f"repeats line {first_line[prompt.text]} ({prompt.text!r}); remove one of them")
+            prompt = _prompt_of(row)
+            if prompt.text in first_place:
+                raise ValueError(f"repeats {first_place[prompt.text]} ({prompt.text!r}); remove one of them")
         except ValueError as error:
-            problems.append(f"{path}, line {number}: {error}")
+            problems.append(f"{path}, {row.place}: {error}")
             continue
-        first_line[prompt.text] = number
+        first_place[prompt.text] = row.place
         prompts.append(prompt)
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
@@ -54,43 +55,30 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines that hold something, without comments in text files."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the path of a prompt file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a prompt file") from None
-    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        try:
-            line = raw.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path}, line {number}: is not UTF-8 text; save the file as UTF-8") from None
-        if line and (path.suffix == ".jsonl" or not line.startswith("#")):
-            yield number, line
-
-
-def _parse_text(line: str) -> Prompt:
-    if not line.isprintable():
-        raise ValueError("holds control characters, so it is no prompt; write one prompt a line")
-    if len(line) > _LONGEST_PROMPT:
-        raise ValueError(f"has {len(line)} characters, more than {_LONGEST_PROMPT}; write one prompt a line")
-    return Prompt(line)
-
-
-def _parse_json(line: str) -> Prompt:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'is not JSON ({error.msg} at column {error.colno}); write {{"prompt": ...}}') from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
-        raise ValueError('must be an object with the text "prompt"; write {"prompt": "a red circle"}')
-    kind = entry.get("kind", entry.get("tag", ""))
+def _prompt_of(row: Row) -> Prompt:
+    """The prompt that a row holds; ValueError says what is wrong with it."""
+    if row.problem is not None:
+        raise ValueError(row.problem)
+    entry = row.entry
+    text, kind, nested = entry.get("prompt"), entry.get("kind", entry.get("tag", "")), entry.get("metadata", {})
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"prompt = {text!r}: must be text, not empty; give every row a prompt such as a red circle")
+    if not _is_text(text):
+        raise ValueError(f"prompt = {text!r}: holds zero bytes or halves of characters, so it is no text; correct it")
+    if len(text) > _LONGEST_PROMPT:
+        raise ValueError(f"has {len(text)} characters, more than {_LONGEST_PROMPT}; write one prompt a line")
     if not isinstance(kind, str):
         raise ValueError(f"kind = {kind!r}: must be text")
-    nested = entry.get("metadata", {})
-    if not isinstance(nested, dict):
-        raise ValueError(f"metadata = {nested!r}: must be an object")
-    rest = {key: value for key, value in entry.items() if key not in ("prompt", "kind", "metadata")}
-    return Prompt(entry["prompt"].strip(), kind, {**rest, **nested})
+    if not isinstance(nested, Mapping):
+        raise ValueError(f"metadata = {nested!r}: must be an object; in a table, give each key a column of its own")
+    rest = {key: value for key, value in entry.items() if key not in _OWN_KEYS}
+    return Prompt(text.strip(), kind, {**rest, **nested})
+
+
+def _is_text(text: str) -> bool:
+    """Whether a string can be written as UTF-8, which half of a surrogate pair cannot, and ends where it ends."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\x00" not in text

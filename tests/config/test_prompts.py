@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,33 @@ def test_json_lines(tmp_path: Path):
         Prompt("a cat and a dog", "two_object", {"tag": "two_object", "include": ["cat", "dog"]}),
         Prompt("# not a comment"),
     )
+
+
+def test_csv(tmp_path: Path):
+    lines = ["prompt,kind,count", '"a cat, and a dog",two,2', "", "  a fox  ,,", '"a ""big""\nhen",one,1']
+    assert read_prompts(write(tmp_path / "P.CSV", "\ufeff" + "\r\n".join(lines))) == (
+        Prompt("a cat, and a dog", "two", {"count": "2"}),
+        Prompt("a fox"),
+        Prompt('a "big"\nhen', "one", {"count": "1"}),
+    )
+
+
+def test_parquet(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"prompt": ["a cat", " a dog "], "tag": ["one", None], "count": [1, None], "boxes": [[1, 2], None]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "p.parquet")
+    assert read_prompts(tmp_path / "p.parquet") == (
+        Prompt("a cat", "one", {"tag": "one", "count": 1, "boxes": [1, 2]}),
+        Prompt("a dog"),
+    )
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as the import system remembers what is not there
+    with pytest.raises(ConfigError, match=r"needs pyarrow .*pip install difalign\[parquet\].*\.jsonl or \.csv"):
+        read_prompts(write(tmp_path / "p.parquet", "x"))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ PURE_PACKAGES = {
 # The part of the core that reads configuration may know how.
 CONFIG_MODULES = {"config", "config_errors", "config_yaml", "cross_checks", "overrides"}
 CONFIG_LIBRARIES = {"pydantic", "pydantic_core", "yaml"}
+# The part of it that reads prompts may know a table's format; it is an extra, imported where one is read.
+PROMPT_MODULES = {"prompt_rows"}
+PROMPT_LIBRARIES = {"pyarrow"}
 
 # Seconds to import each: they are imported inside functions, or under TYPE_CHECKING.
 MODEL_LIBRARIES = {"diffusers", "transformers", "open_clip"}
@@ -150,7 +153,10 @@ def test_pure_packages_import_only_what_they_may(package: str):
 
 
 def _allowed(package: str, path: Path) -> set[str]:
-    extra = CONFIG_LIBRARIES if package == "core" and path.stem in CONFIG_MODULES else set()
+    extra = set()
+    if package == "core":
+        extra = CONFIG_LIBRARIES if path.stem in CONFIG_MODULES else extra
+        extra = PROMPT_LIBRARIES if path.stem in PROMPT_MODULES else extra
     return {"difalign", *sys.stdlib_module_names} | PURE_PACKAGES[package] | extra
 
 
