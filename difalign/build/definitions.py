@@ -7,6 +7,7 @@ from pathlib import Path
 
 from difalign.core.config_errors import nearest
 from difalign.core.errors import ConfigError
+from difalign.core.user_path import user_path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -26,7 +27,7 @@ def find_shipped(relative: str | Path, roots: Sequence[Path] | None = None) -> P
 
 def find_file(name: str) -> Path:
     """A file named by a user: as it stands, else among what is shipped; as it stands where neither exists."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists() or path.is_absolute():
         return path
     return find_shipped(path) or path
@@ -50,7 +51,7 @@ def find_definition(folder: str, name: str, roots: Sequence[Path] | None = None)
         ConfigError: naming the nearest name and those that are known.
     """
     if is_path(name):
-        explicit = Path(name).expanduser()
+        explicit = user_path(name)
         if explicit.is_file():
             return explicit
         found = find_shipped(explicit, roots)

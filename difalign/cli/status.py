@@ -10,6 +10,7 @@ import typer
 
 from difalign.cli.settings import clear_failure
 from difalign.core.errors import ConfigError
+from difalign.core.user_path import user_path
 
 if TYPE_CHECKING:
     from difalign.report.status import RunStatus
@@ -49,7 +50,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 def _folder(name: str) -> Path:
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     below = Path("runs") / name
     return below if not folder.exists() and below.is_dir() else folder
 

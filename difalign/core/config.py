@@ -16,7 +16,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from difalign.core.config_errors import FILE_PATTERN, NAME_PATTERN
 from difalign.core.cross_checks import contradictions
+from difalign.core.user_path import user_path
 
 Family = Literal["flow", "diffusion"]
 RuleName = Literal["flow_grpo", "dance", "wan", "cps", "ddim_eta", "ddim"]
@@ -28,14 +30,15 @@ TrackerName = Literal["tensorboard", "wandb", "trackio", "swanlab"]
 WindowStrategy = Literal["fixed", "random", "progressive", "decay", "exp_decay"]
 OptionValue = str | int | float | bool | None
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+StepCount = Annotated[int, Field(ge=1, le=1000)]  # networks know a thousand levels of noise
 StepIndex = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-FileName = Annotated[str, Field(min_length=1)]
-ProjectName = Annotated[str, Field(min_length=1, pattern=r"^[^/\\\s]+$")]
+FileName = Annotated[str, Field(min_length=1, pattern=FILE_PATTERN)]
+PlainName = Annotated[str, Field(min_length=1, pattern=NAME_PATTERN)]
 
 
 class Section(BaseModel):
@@ -98,7 +101,7 @@ PlanConfig = Annotated[AnyPlan, Field(discriminator="kind")]
 class SamplingConfig(Section):
     """How the images that are trained on come about."""
 
-    steps: Count = 10  # FG: 10 steps in training
+    steps: StepCount = 10  # FG: 10 steps in training
     guidance: NonNegative = 1.0  # FG no-CFG recipes; 1 = no guidance, the policy absorbs it
     height: Count | None = None  # pixels; null = the card's
     width: Count | None = None  # pixels; null = the card's
@@ -190,7 +193,7 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """Held-out prompts before, during and after: ODE, fixed seeds per prompt."""
 
-    steps: Count = 40  # FG: 40 steps in evaluation
+    steps: StepCount = 40  # FG: 40 steps in evaluation
     guidance: NonNegative = 1.0  # same as in training, as FG does
     seeds_per_prompt: Count = 1  # FG
     every: Annotated[int, Field(ge=0)] = 0  # rollouts; 0 = only before and after
@@ -203,7 +206,7 @@ class TrackingConfig(Section):
     """Where figures go besides the run folder, which always has them."""
 
     trackers: Annotated[tuple[TrackerName, ...], Field(strict=False)] = ()  # own: the run folder is enough
-    project: ProjectName = "difalign"  # own
+    project: PlainName = "difalign"  # own
     online: bool = False  # own: nothing leaves the machine unasked; false keeps wandb and swanlab offline
 
 
@@ -216,7 +219,7 @@ class RewardConfig(Section):
 
 
 class PromptsConfig(Section):
-    """Prompt files: one prompt a line with ``#`` comments, or .jsonl with {"prompt": ...}."""
+    """Prompt files: one prompt a line with ``#`` comments, .jsonl with {"prompt": ...}, .csv or .parquet."""
 
     train: FileName = "samples/prompts/tiny_train.jsonl"
     heldout: FileName = "samples/prompts/tiny_heldout.jsonl"
@@ -225,7 +228,7 @@ class PromptsConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\\\s]+$")] = "run"  # no spaces or slashes: names a folder
+    name: PlainName = "run"  # names a folder
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     output_dir: FileName | None = None  # null = runs/NAME
     overwrite: bool = False  # own: an existing run is never replaced unasked
@@ -245,7 +248,7 @@ class RunConfig(Section):
     @property
     def run_folder(self) -> Path:
         """Where everything the run leaves behind goes."""
-        return Path(self.output_dir) if self.output_dir is not None else Path("runs") / self.name
+        return user_path(self.output_dir) if self.output_dir is not None else Path("runs") / self.name
 
     @property
     def trainable_steps(self) -> int:

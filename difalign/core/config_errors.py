@@ -16,6 +16,14 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 _LONGEST_VALUE = 60  # characters of an offending value that are shown
 _SIMPLE_TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+NAME_PATTERN = r"^[^/\\\s.][^/\\\s]*$"  # of what names a folder
+FILE_PATTERN = r"^[^\x00]+$"
+TARGET_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+_PATTERNS = {
+    NAME_PATTERN: " without spaces or slashes, not beginning with a dot, not empty",
+    FILE_PATTERN: ", not empty, without zero bytes",
+    TARGET_PATTERN: " such as package.module:Class",
+}
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
@@ -175,8 +183,9 @@ def _allowed(annotation: Any, metadata: Sequence[object] = ()) -> str:
 
 def _bounds(metadata: Sequence[object]) -> str:
     found = [f"{sign} {getattr(m, name)}" for m in metadata for name, sign in _BOUNDS.items() if hasattr(m, name)]
-    if any(getattr(m, "pattern", None) for m in metadata):
-        return " without spaces or slashes, not empty"
+    patterns = [pattern for m in metadata if (pattern := getattr(m, "pattern", None))]
+    if patterns:
+        return _PATTERNS[patterns[0]]
     if any(getattr(m, "min_length", None) for m in metadata):
         return ", not empty"
     return f" {' and '.join(found)}" if found else ""

@@ -94,8 +94,11 @@ def _read_mapping(path: Path) -> Tree:
     content = read_yaml(path)
     if content is None:
         raise ConfigError(f"{path}: is empty; write at least one key, such as `pipeline: tiny-sd3`")
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold `key: value` lines, not a {type(content).__name__}")
+    nameless = [key for key in content if not isinstance(key, str)]
+    if nameless:
+        raise ConfigError(f"{path}: {nameless[0]!r} is not the name of a key; write `key: value` lines")
     return content
 
 
