@@ -21,6 +21,7 @@ from difalign.report.records import Evaluation
 from difalign.report.statistics import summarise_gain
 from difalign.report.table import summary_table
 from difalign.train.checkpoint import list_checkpoints, remove_checkpoint, save_checkpoint, sweep
+from difalign.train.disk import disk_failure, refused_by_disk
 from difalign.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from difalign.train.interrupt import Interrupted, SignalWatch
 from difalign.train.policy_gradient import PlanSchedule, PolicyGradient
@@ -60,7 +61,8 @@ def run_training(
 
     Raises:
         ConfigError: if the processes differ, the run folder cannot be written, seen by all, or hold the run, or the
-            checkpoint is of other weights; nothing in the folder is touched then.
+            checkpoint is of other weights; nothing in the folder is touched then. If the disk can no longer be written;
+            what was written so far stays.
         RuntimeError, FloatingPointError: if a guard stops the run; what was written so far stays.
         Interrupted: if SIGINT or SIGTERM came to any process; a checkpoint is saved.
     """
@@ -82,8 +84,10 @@ def run_training(
     except Interrupted:  # by all processes together
         runtime.close()
         raise
-    except BaseException:
+    except BaseException as error:
         runtime.close(failed=True)
+        if isinstance(error, Exception) and refused_by_disk(error):
+            raise disk_failure(error, config) from error
         raise
     runtime.close()
     return summary
