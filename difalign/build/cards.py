@@ -10,13 +10,14 @@ from typing import Annotated, Generic, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from difalign.build.definitions import definition_roots, find_definition, known_names
+from difalign.build.definitions import definition_roots, find_definition, is_path, known_names
 from difalign.core.config import Count, DtypeName, Family, NonNegative, OptionValue, RewardConfig, Section
-from difalign.core.config_errors import checked, did_you_mean
+from difalign.core.config_errors import TARGET_PATTERN, checked, did_you_mean
 from difalign.core.config_yaml import read_yaml
 from difalign.core.errors import ConfigError
+from difalign.core.user_path import user_path
 
-Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+Target = Annotated[str, Field(pattern=TARGET_PATTERN)]
 
 PIPELINES = "pipelines"
 REWARDS = "reward_models"
@@ -56,7 +57,7 @@ class PipelineCard(Card):
     steps: Count = 28
     guidance: NonNegative = 1.0
     lora_targets: Annotated[tuple[str, ...], Field(strict=False)] = ()  # module suffixes; empty = the adapter's own
-    parameters: Count | None = None  # of the denoiser
+    parameters: Annotated[int, Field(ge=1)] | None = None  # of the denoiser
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -75,6 +76,11 @@ class RewardCard(Card):
 
 
 _C = TypeVar("_C", bound=Card)
+
+
+def wrapped_class(target: str) -> str | None:
+    """The diffusers class that an adapter of this package wraps; None for an adapter of the user's own."""
+    return next((name for name, (known, _) in _ADAPTERS.items() if known == target), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +103,15 @@ def load_pipeline_card(name_or_path: str, roots: Sequence[Path] | None = None) -
     Raises:
         ConfigError: if nothing of that name is known, the card is malformed, or the folder is of no known family.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = user_path(name_or_path)
     if folder.is_dir() and (folder / "model_index.json").is_file():
         return next((found for found in list_pipelines(roots) if _is_of(found, folder)), None) or _card_of_folder(
             folder
+        )
+    if folder.is_dir() and is_path(name_or_path):
+        raise ConfigError(
+            f"{folder}: is a folder without model_index.json, so no diffusers pipeline; save it with save_pretrained, "
+            "or give the path of a card"
         )
     return _load(PipelineCard, PIPELINES, name_or_path, roots)
 

@@ -21,6 +21,7 @@ from difalign.build.requirements import (
     supported_libraries,
     torchvision_mismatch,
 )
+from difalign.build.surroundings import hub_cache, writable
 
 Level = Literal["ok", "note", "problem"]
 Probe = Callable[[Sequence[str]], Mapping[str, str]]  # modules -> those that do not import, with the last line said
@@ -183,19 +184,11 @@ def space_finding(subject: str, folder: Path) -> Finding:
 
 def cache_finding(folder: Path) -> Finding:
     """Whether models can be downloaded into the hub's cache."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+    if writable(folder):
         return Finding("hub cache", "ok", str(folder))
     return Finding(
         "hub cache", "problem", f"{folder} is not writable", "set HF_HOME to a folder that is, or change permissions"
     )
-
-
-def hub_cache() -> Path:
-    """Where the model hub's files are kept, as huggingface_hub decides it."""
-    environ = os.environ
-    general = environ.get("HF_HOME") or str(Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(environ.get("HF_HUB_CACHE") or str(Path(general) / "hub")).expanduser()
 
 
 def _modules(libraries: Sequence[Library]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from difalign.build.cards import Found, PipelineCard, RewardCard, reward_options
-from difalign.build.targets import resolve_target
+from difalign.build.targets import check_options, resolve_target
 from difalign.core.config import DtypeName, RewardConfig, RuleName
 from difalign.core.errors import ConfigError
 
@@ -44,7 +44,8 @@ def build_pipeline(
     """Load a pipeline by its card, frozen; height and width in pixels; they and dtype default to the card's.
 
     Raises:
-        ConfigError: if the card's target cannot be imported or has no ``from_pretrained``.
+        ConfigError: if the card's target cannot be imported, has no ``from_pretrained``, does not take the card's
+            options, or finds no weights that it can load.
     """
     import torch
 
@@ -52,18 +53,22 @@ def build_pipeline(
     load = getattr(resolve_target(card.target), "from_pretrained", None)
     if load is None:
         raise ConfigError(f"{found.file}: target = {card.target!r}: has no from_pretrained, so it is no adapter")
-    return load(
-        found.weights(),
-        process=process,
-        guidance_scale=guidance,
-        detach_uncond=detach_uncond,
-        height=height if height is not None else card.height,
-        width=width if width is not None else card.width,
-        dtype=getattr(torch, dtype if dtype is not None else card.dtype),
-        device=device,
-        revision=card.revision,
-        **card.options,
-    )
+    check_options(card.target, load, card.options)
+    try:
+        return load(
+            found.weights(),
+            process=process,
+            guidance_scale=guidance,
+            detach_uncond=detach_uncond,
+            height=height if height is not None else card.height,
+            width=width if width is not None else card.width,
+            dtype=getattr(torch, dtype if dtype is not None else card.dtype),
+            device=device,
+            revision=card.revision,
+            **card.options,
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"pipeline {card.name!r} could not be loaded: {error}") from error
 
 
 def build_reward(
@@ -89,6 +94,7 @@ def _build_one(found: Found[RewardCard], config: RewardConfig, device: str | tor
     options: dict[str, Any] = dict(reward_options(card, config))
     if card.on_device:
         options["device"] = device
+    check_options(card.target, target, options)
     try:
         return cast("RewardModel", target(**options))
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,10 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from difalign.build.cards import Found, PipelineCard, RewardCard, load_pipeline_card, load_reward_card, reward_options
+from difalign.build.cards import (
+    Found,
+    PipelineCard,
+    RewardCard,
+    load_pipeline_card,
+    load_reward_card,
+    reward_options,
+    wrapped_class,
+)
 from difalign.build.definitions import find_file
 from difalign.build.fingerprints import fingerprints
-from difalign.build.targets import resolve_target
+from difalign.build.pipeline_folder import INDEX_FILE, folder_problems, pipeline_class
+from difalign.build.surroundings import cache_problems, environment_problems
+from difalign.build.targets import check_target, resolve_target
 from difalign.core.config import RunConfig
 from difalign.core.errors import ConfigError, in_one_message
 from difalign.core.families import family_contradictions, with_family_defaults
@@ -52,7 +63,8 @@ def prepare(
         processes: how many processes will train together.
         check_output: whether to refuse a folder that holds a run, and to find the checkpoint that ``resume`` asks for;
             only the first process can say, since it fills the folder.
-        check_weights: whether to refuse a pipeline whose folder is missing; counting needs none.
+        check_weights: whether this machine must be able to load the pipeline: to refuse a folder that is not whole and
+            an environment that says what cannot be; counting needs neither.
         roots: where the definition folders are; the checkout and the installed package by default.
 
     Raises:
@@ -67,6 +79,8 @@ def prepare(
     train = _collect(problems, lambda: _prompts("prompts.train", config.prompts.train, known))
     heldout = _collect(problems, lambda: _prompts("prompts.heldout", config.prompts.heldout, known))
     checks = [*_geometry(config, processes), *_trackers(config)]
+    if check_weights:
+        checks += [*environment_problems(config), *_targets(pipeline, known)]
     if train is not None:
         checks += _enough_prompts(config, train)
     if pipeline is not None:
@@ -102,9 +116,23 @@ def _reward(config: RunConfig, name: str, roots: Sequence[Path] | None) -> Found
         entry = config.rewards[name]
         found = load_reward_card(entry.card or name, roots)
         reward_options(found.card, entry)
+        if found.card.prompt_reader is not None:
+            check_target(found.card.prompt_reader)
     except ConfigError as error:
         raise ConfigError(f"rewards.{name}: {error}") from None
     return found
+
+
+def _targets(pipeline: Found[PipelineCard] | None, rewards: Mapping[str, Found[RewardCard]]) -> Iterator[str]:
+    """Targets whose package is not installed here; what a package lacks shows when it is imported."""
+    cards = {f"rewards.{name}": found.card.target for name, found in rewards.items()}
+    if pipeline is not None:
+        cards[f"pipeline = {pipeline.card.name!r}"] = pipeline.card.target
+    for key, target in cards.items():
+        try:
+            check_target(target)
+        except ConfigError as error:
+            yield f"{key}: {error}"
 
 
 def _prompts(key: str, name: str, rewards: Mapping[str, Found[RewardCard]]) -> tuple[Prompt, ...]:
@@ -182,18 +210,34 @@ def _size(config: RunConfig, pipeline: Found[PipelineCard]) -> Iterator[str]:
 
 
 def _weights(pipeline: Found[PipelineCard]) -> Iterator[str]:
-    folder = pipeline.weights()
-    if isinstance(folder, Path) and not (folder / "model_index.json").is_file():
+    key, source = f"pipeline = {pipeline.card.name!r}", pipeline.weights()
+    if not isinstance(source, Path):
+        assert source is not None  # a pipeline's card has a path or an id
+        yield from (f"{key}: {problem}" for problem in cache_problems(source))
+        return
+    if not (source / INDEX_FILE).is_file():
         yield (
-            f"pipeline = {pipeline.card.name!r}: its weights are not at {folder}, where a diffusers folder with "
-            "model_index.json is expected; put them there or correct `path` in the card"
+            f"{key}: its weights are not at {source}, where a diffusers folder with "
+            f"{INDEX_FILE} is expected; put them there or correct `path` in the card"
         )
+        return
+    stored, wrapped = pipeline_class(source), wrapped_class(pipeline.card.target)
+    if stored is not None and wrapped is not None and stored != wrapped:
+        yield (
+            f"{key}: {source} holds a {stored}, and its card's target = {pipeline.card.target!r} is for a {wrapped}; "
+            "correct `path` or `target` in the card"
+        )
+        return
+    if stored is not None or wrapped is not None:  # the user's own adapter may read a folder of another shape
+        yield from (f"{key}: {problem}" for problem in folder_problems(source))
 
 
 def _output_folder(config: RunConfig) -> Iterator[str]:
     folder = config.run_folder
     key = f"output_dir = {str(folder)!r}"
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            folder.stat()  # a name that is too long, or a circle of links, is said by the system only when asked
         existing = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
         if not existing.is_dir():
             yield f"{key}: {existing} is not a folder; use another output_dir"

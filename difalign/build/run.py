@@ -25,13 +25,24 @@ def run_flow_grpo(inputs: Inputs) -> dict[str, Any]:
     """Train as ``inputs`` say, leave the run's folder, and return its summary; see ``difalign.train.run``.
 
     Raises:
-        ConfigError: if a card's target cannot be imported or refuses its options.
+        ConfigError: if a card's target cannot be imported or refuses its options, the pipeline cannot be loaded, or the
+            run's folder can no longer be written.
         RuntimeError, FloatingPointError: if a guard of the trainer stops the run.
         Interrupted: if SIGINT or SIGTERM does, once its state is saved.
     """
     from difalign.train.run import run_training
 
+    _check_precision(inputs.config)
     return run_training(inputs.config, partial(build_task, inputs), resume=inputs.resume)
+
+
+def _check_precision(config: RunConfig) -> None:
+    import torch
+
+    if config.training.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise ConfigError(
+            "training.mixed_precision = fp16: needs a GPU, and torch sees none; use training.mixed_precision=bf16"
+        )
 
 
 def build_task(inputs: Inputs, runtime: Runtime) -> Task:
@@ -62,7 +73,8 @@ def build_trainable(inputs: Inputs, runtime: Runtime) -> TrainablePipeline:
     round to nothing.
 
     Raises:
-        ConfigError: if gradient checkpointing is asked of a network that has none.
+        ConfigError: if gradient checkpointing is asked of a network that has none, or adapters of layers that it has
+            not.
     """
     sampling, training = inputs.config.sampling, inputs.config.training
     pipeline = build_pipeline(
@@ -92,8 +104,11 @@ def _free_weights(tuning: Tunable, inputs: Inputs) -> None:
     if config.training.trainable == "full":
         tuning.train_all(keep_reference=config.objective.kl.kind != "none")
     else:
-        targets = lora.targets or inputs.pipeline.card.lora_targets  # None leaves them to the family
-        tuning.attach_lora(rank=lora.rank, alpha=lora.alpha, targets=targets, seed=config.seed)
+        targets = lora.targets or inputs.pipeline.card.lora_targets or None  # None leaves them to the family
+        try:
+            tuning.attach_lora(rank=lora.rank, alpha=lora.alpha, targets=targets, seed=config.seed)
+        except ValueError as error:
+            raise ConfigError(f"training.lora: {error}") from error
 
 
 def _check_densities(config: RunConfig, pipeline: TrainablePipeline) -> None:

@@ -3,9 +3,40 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterable
 
-from difalign.core.config_errors import nearest
+from difalign.core.config_errors import did_you_mean, nearest
 from difalign.core.errors import ConfigError
+
+
+def check_target(target: str) -> None:
+    """Refuse a target whose package is not there, without importing anything of it.
+
+    Raises:
+        ConfigError: if Python finds no package of that name.
+    """
+    package = target.partition(":")[0].partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"target {target!r}: there is no module {package!r}; install it or put its folder on PYTHONPATH"
+        )
+
+
+def check_options(target: str, call: Callable[..., object], options: Iterable[str]) -> None:
+    """Refuse options that what a target names does not take.
+
+    Raises:
+        ConfigError: naming the nearest that it does.
+    """
+    parameters = inspect.signature(call).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"target {target!r}: options.{name}: unknown option; {did_you_mean(name, known)}")
 
 
 def resolve_target(target: str) -> object:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import typer
 
 from difalign.build.definitions import find_definition
 from difalign.build.preflight import Inputs, prepare
+from difalign.build.surroundings import read_launch
 from difalign.core.config import RunConfig
 from difalign.core.errors import ConfigError
 from difalign.core.overrides import load_config, read_tree
+from difalign.core.user_path import user_path
 from difalign.train.interrupt import Interrupted
 
 CONFIGS = "configs"
@@ -59,7 +59,7 @@ def read_keys(name: str, *, resolved: bool) -> Mapping[str, object]:
     Raises:
         ConfigError: if there is no such configuration, or it cannot be read.
     """
-    of_run = Path(name).expanduser() / _RUN_CONFIG
+    of_run = user_path(name) / _RUN_CONFIG
     file = of_run if of_run.is_file() else find_definition(CONFIGS, name)
     return load_config(file).model_dump(mode="json") if resolved else read_tree(file)
 
@@ -70,14 +70,13 @@ def check_run(config: RunConfig) -> Inputs:
     Raises:
         ConfigError: naming every problem found.
     """
-    return prepare(config, processes=_from_environment("WORLD_SIZE", 1), check_output=is_first_process())
+    launch = read_launch()
+    return prepare(config, processes=launch.world, check_output=launch.rank == 0)
 
 
 def is_first_process() -> bool:
     """Whether this is the process that speaks, of those that a launcher has started together."""
-    return _from_environment("RANK", 0) == 0
-
-
-def _from_environment(name: str, default: int) -> int:
-    text = os.environ.get(name, "")
-    return int(text) if text.isdigit() else default
+    try:
+        return read_launch().rank == 0
+    except ConfigError:
+        return True  # a process that cannot tell which one it is must say so

@@ -201,14 +201,17 @@ def _plain(value: Any) -> Any:
 def _read(path: Path, prefix: str) -> tuple[LoraConfig, dict[str, Tensor]]:
     """The configuration and the tensors of a file, prefix removed."""
     from peft import LoraConfig
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise ValueError(f"no {path.name} in {path.parent}: give the folder that a training run or save_lora wrote")
-    with safe_open(str(path), framework="pt") as file:
-        header = file.metadata() or {}
-        own = [name for name in file.keys() if name.startswith(f"{prefix}.")]  # noqa: SIM118  # not a dict
-        weights = {name.removeprefix(f"{prefix}."): file.get_tensor(name) for name in own}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            own = [name for name in file.keys() if name.startswith(f"{prefix}.")]  # noqa: SIM118  # not a dict
+            weights = {name.removeprefix(f"{prefix}."): file.get_tensor(name) for name in own}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it again") from error
     if not weights:
         raise ValueError(f"{path} holds no LoRA weights for {prefix!r}: it was made for another kind of pipeline")
     if _METADATA_KEY not in header:

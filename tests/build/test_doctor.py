@@ -14,7 +14,6 @@ from difalign.build.doctor import (
     cache_finding,
     device_findings,
     examine,
-    hub_cache,
     library_findings,
     probe_imports,
     python_finding,
@@ -23,6 +22,7 @@ from difalign.build.doctor import (
     torchvision_finding,
 )
 from difalign.build.requirements import Library
+from difalign.build.surroundings import hub_cache
 
 TORCH = Library("torch", ">=2.11", "2.12.0", None)
 

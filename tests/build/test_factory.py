@@ -26,6 +26,23 @@ class Adapter:
     def from_pretrained(cls, source, **options):
         return cls(source, options)
 
+class Strict:
+    @classmethod
+    def from_pretrained(
+        cls, source, *, process, guidance_scale, detach_uncond, height, width, dtype, device, revision
+    ):
+        raise AssertionError("its options are wrong")
+
+class Broken:
+    @classmethod
+    def from_pretrained(cls, source, **options):
+        raise ValueError("no weights of that name")
+
+class Gone:
+    @classmethod
+    def from_pretrained(cls, source, **options):
+        open(source / "weights")
+
 class Taste:
     def __init__(self, *, share, device):
         if share > 1:
@@ -107,6 +124,19 @@ def test_pipeline_gets_what_its_card_and_the_run_say():
             "max_sequence_length": 7,
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("user_models:Strict", r"options\.max_sequence_length: unknown option; .*known: source, process"),
+        ("user_models:Broken", "pipeline 'mine' could not be loaded: no weights of that name"),
+        ("user_models:Gone", "pipeline 'mine' could not be loaded: .*No such file"),
+    ],
+)
+def test_pipeline_that_cannot_be_loaded_is_named(target: str, said: str):
+    with pytest.raises(ConfigError, match=said):
+        build_pipeline(pipeline_card(target), process=build_process("cps"), guidance=1.0, device="cpu")
 
 
 def test_target_that_loads_nothing_is_refused():

@@ -15,9 +15,10 @@ from difalign.core.overrides import load_config
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A definition folder with one pipeline and one reward, and the working folder of the test."""
     for name, text in {
-        "pipelines/mine.yaml": "name: mine\nsummary: s\ntarget: a.b:C\nlicence: MIT\npath: weights\nsize_multiple: 8\n",
+        "pipelines/mine.yaml": "name: mine\nsummary: s\ntarget: tests.toys:C\nlicence: MIT\npath: weights\n"
+        "size_multiple: 8\n",
         "pipelines/weights/model_index.json": "{}",
-        "reward_models/verifier.yaml": "name: verifier\nsummary: s\ntarget: a.b:R\nlicence: MIT\n"
+        "reward_models/verifier.yaml": "name: verifier\nsummary: s\ntarget: tests.toys:R\nlicence: MIT\n"
         "prompt_reader: difalign.embedded.scenes:parse_caption\n",
         "train.txt": "a red circle\na blue square\na red circle and a blue square\n",
         "heldout.jsonl": '{"prompt": "three red circles", "kind": "mine"}\n{"prompt": "two red circles"}\n',
@@ -66,7 +67,7 @@ def test_every_problem_is_named(root: Path):
 
 
 def test_reward_is_named_by_its_entry_unless_that_names_a_card(root: Path):
-    (root / "r.yaml").write_text("name: r\nsummary: s\ntarget: a.b:R\nlicence: MIT\n")
+    (root / "r.yaml").write_text("name: r\nsummary: s\ntarget: tests.toys:R\nlicence: MIT\n")
     inputs = prepared(root, "rewards.mine.card=verifier", "rewards.mine.weight=2", "rewards.path.card=./r.yaml")
     assert {name: found.card.name for name, found in inputs.rewards.items()} == {"mine": "verifier", "path": "r"}
 

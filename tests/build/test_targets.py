@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from difalign.build.targets import resolve_target
+from difalign.build.targets import check_options, check_target, resolve_target
 from difalign.core.errors import ConfigError
 
 
@@ -40,6 +40,23 @@ def test_user_class(user_package: str):
 def test_faults(user_package: str, target: str, said: str):
     with pytest.raises(ConfigError, match=said):
         resolve_target(target)
+
+
+def test_package_that_is_there_is_not_imported_to_say_so(user_package: str):
+    check_target(f"{user_package}.needy:Mine")
+    with pytest.raises(ConfigError, match=r"'nowhere\.mod:Mine': there is no module 'nowhere'; .*PYTHONPATH"):
+        check_target("nowhere.mod:Mine")
+
+
+def test_options_that_are_not_taken():
+    def plain(source: str, *, strength: float = 1.0) -> None: ...
+
+    def open_to_all(**options: float) -> None: ...
+
+    check_options("a:plain", plain, ["strength"])
+    check_options("a:open", open_to_all, ["anything"])
+    with pytest.raises(ConfigError, match=r"'a:plain': options\.strenght: unknown option; did you mean 'strength'\?"):
+        check_options("a:plain", plain, ["strenght"])
 
 
 def test_missing_dependency_is_not_blamed_on_the_target(user_package: str):

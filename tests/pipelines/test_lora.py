@@ -259,9 +259,7 @@ def test_an_adapter_written_by_diffusers_is_read(tmp_path: Path):
 
 
 def test_refuses_targets_that_match_nothing(pipeline: SD3Pipeline):
-    with pytest.raises(
-        ValueError, match=r"\['attn.to_qq'\] match no linear or .*; known: .*attn.to_out.0, attn.to_q,"
-    ):
+    with pytest.raises(ValueError, match=r"\['attn.to_qq'\] match no linear or .*; known: .*attn.to_out.0, attn.to_q,"):
         pipeline.tuning.attach_lora(rank=RANK, alpha=ALPHA, targets=["attn.to_k", "attn.to_qq"], seed=0)
     with pytest.raises(ValueError, match="known: "):
         pipeline.tuning.attach_lora(rank=RANK, alpha=ALPHA, targets=[], seed=0)
@@ -296,6 +294,15 @@ def test_refuses_weights_of_another_geometry(tmp_path: Path, pipeline: SD3Pipeli
     save_file({name.replace("transformer.", "unet."): value for name, value in weights.items()}, path)
     with pytest.raises(ValueError, match="no LoRA weights for 'transformer'"):
         fresh().tuning.load_lora(tmp_path)
+
+
+def test_refuses_a_damaged_file(tmp_path: Path, pipeline: SD3Pipeline):
+    file = trained().tuning.save_lora(tmp_path)
+    content = file.read_bytes()
+    for damaged in (content[:-10], content[:5], b"", b"no safetensors at all"):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"weights\.safetensors is damaged .*copy it again"):
+            pipeline.tuning.load_lora(tmp_path)
 
 
 def test_refuses_weights_of_another_network_and_stays_as_it_was(tmp_path: Path, pipeline: SD3Pipeline):
