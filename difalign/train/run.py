@@ -21,10 +21,11 @@ from difalign.report.records import Evaluation
 from difalign.report.statistics import summarise_gain
 from difalign.report.table import summary_table
 from difalign.train.checkpoint import list_checkpoints, remove_checkpoint, save_checkpoint, sweep
+from difalign.train.collector import PlanSchedule
 from difalign.train.disk import disk_failure, refused_by_disk
 from difalign.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from difalign.train.interrupt import Interrupted, SignalWatch
-from difalign.train.policy_gradient import PlanSchedule, PolicyGradient
+from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.progress import ProgressView, progress_view
 from difalign.train.resume import RUN_FILE, ResumePoint, RunState, read_run_state
 from difalign.train.roll_call import call_roll, check_space, prompt_facts, require_same, written_bytes

@@ -19,7 +19,8 @@ from difalign.core.config import RunConfig
 from difalign.core.types import Plan, Trajectories
 from difalign.pipelines.sd3 import SD3Pipeline
 from difalign.rollout.engine import rollout
-from difalign.train import policy_gradient
+from difalign.train import collector
+from difalign.train.runtime import Runtime
 from tests.train.small_runs import HELDOUT, run_toy, toy_run_config, write_random_sd3, write_redness
 from tests.train.toy_run import DIMENSIONS, TrainableToy, quiet, toy_config, toy_trainer
 
@@ -71,8 +72,7 @@ class PartOf:
 def watch(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, world: int = 1) -> tuple[Watched, Any, list[Any]]:
     """Run all rollouts of a toy and count what happens, independently of the trainer's own counters."""
     seen = Watched()
-    trainer, pipeline = toy_trainer(config)
-    trainer._runtime = PartOf(trainer._runtime, 0, world)
+    trainer, pipeline = toy_trainer(config, runtime=PartOf(Runtime(), 0, world))
     decoded: list[int] = []
     monkeypatch.setattr(TrainableToy, "decode", lambda self, latents: decoded.append(1) or latents)
 
@@ -86,7 +86,7 @@ def watch(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, world: int = 1)
         seen.leaves[-1] += walks.final.shape[0]
         return walks
 
-    monkeypatch.setattr(policy_gradient, "rollout", engine)
+    monkeypatch.setattr(collector, "rollout", engine)
     rows = []
     for index in range(config.training.rollouts):
         for counts in (seen.calls, seen.rows, seen.stored, seen.edges, seen.leaves):

@@ -16,7 +16,7 @@ from difalign.core.types import RewardOutput
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.runtime import Runtime
 from tests.toys import PerceptronPolicy
-from tests.train.toy_run import DIMENSIONS, Constant, Quadratic, quiet, toy_config, toy_trainer, weights
+from tests.train.toy_run import DIMENSIONS, Constant, Quadratic, TrainableToy, quiet, toy_config, toy_trainer, weights
 
 PLANS = {
     "plain": {"kind": "plain"},
@@ -113,8 +113,8 @@ def test_noise_aware_weights_change_the_update_and_have_mean_one() -> None:
     plain.run(0, quiet)
     weighted.run(0, quiet)
     assert not torch.allclose(weights(first), weights(second))
-    batch = weighted._sample(1, quiet)[0]
-    table = weighted._step_weights(batch)
+    batch = weighted._collector.collect(1, quiet)[0]
+    table = weighted._loss.step_weights(batch)
     assert float(table[:5].mean()) == pytest.approx(1.0, abs=1e-6)
     assert float(table[5]) == 0.0  # the last step is not trained
 
@@ -237,7 +237,7 @@ def test_without_informative_rows_the_loss_is_the_divergence_alone() -> None:
     trainer, _ = toy_trainer(config)
     for index in range(3):
         trainer.run(index, quiet)
-    trainer._reward = Constant()
+    trainer._collector.reward = Constant()
     row = trainer.run(3, quiet)[0]
     assert row["rows"] == 4 * 12 * 5
     assert row["kl"] > 0
@@ -263,17 +263,18 @@ class _Overflowing:
         self.inner.zero_grad(set_to_none=set_to_none)
 
 
-def overflowing(monkeypatch: pytest.MonkeyPatch) -> tuple[PolicyGradient, Tensor, _Overflowing]:
+def overflowing(monkeypatch: pytest.MonkeyPatch) -> tuple[PolicyGradient, TrainableToy, _Overflowing]:
     config = toy_config(training={"ema": {"enabled": True, "every": 1}, "mixed_precision": "fp16"})
     trainer, pipeline = toy_trainer(config)
-    optimizer = _Overflowing(trainer._optimizer)
-    trainer._optimizer = optimizer
+    optimizer = _Overflowing(trainer._optimisation._optimizer)
+    trainer._optimisation._optimizer = optimizer
     monkeypatch.setattr(trainer._runtime, "clip_gradients", lambda parameters, max_norm: float("inf"))
-    return trainer, weights(pipeline), optimizer
+    return trainer, pipeline, optimizer
 
 
 def test_a_step_that_the_loss_scaler_skips_is_neither_an_error_nor_an_average(monkeypatch) -> None:
-    trainer, before, optimizer = overflowing(monkeypatch)
+    trainer, pipeline, optimizer = overflowing(monkeypatch)
+    before = weights(pipeline)
     trainer.run(0, quiet)
     assert trainer.average is not None
     assert not trainer.average.taken
@@ -281,13 +282,14 @@ def test_a_step_that_the_loss_scaler_skips_is_neither_an_error_nor_an_average(mo
     optimizer.step_was_skipped = False
     trainer.run(1, quiet)  # and now the weights are seen to move
     assert trainer.average.taken
-    assert not torch.equal(before, weights(trainer._pipeline))
+    assert not torch.equal(before, weights(pipeline))
 
 
 def test_guard_steps_that_are_skipped_for_ever(monkeypatch) -> None:
-    trainer, before, _ = overflowing(monkeypatch)
+    trainer, pipeline, _ = overflowing(monkeypatch)
+    before = weights(pipeline)
     for index in range(19):
         trainer.run(index, quiet)
     with pytest.raises(FloatingPointError, match="overflowed 20 times in a row at rollout 19"):
         trainer.run(19, quiet)
-    assert torch.equal(before, weights(trainer._pipeline))
+    assert torch.equal(before, weights(pipeline))

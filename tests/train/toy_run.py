@@ -106,6 +106,7 @@ def toy_trainer(
     network: nn.Module | None = None,
     reward: Quadratic | None = None,
     prompts: Sequence[Prompt] = PROMPTS,
+    runtime: Runtime | None = None,
 ) -> tuple[PolicyGradient, TrainableToy]:
     """A trainer on the toy, and its pipeline; initial weights are fixed."""
     with torch.random.fork_rng():
@@ -120,7 +121,7 @@ def toy_trainer(
         prompts,
         plans=lambda rollout: build_plans(config, rollout=rollout),
         config=config,
-        runtime=Runtime(),
+        runtime=Runtime() if runtime is None else runtime,
     )
     return trainer, pipeline
 
