@@ -28,6 +28,7 @@ LogProbName = Literal["gaussian", "squared_error"]
 KLName = Literal["none", "flow_grpo", "gaussian", "velocity", "x0"]
 TrackerName = Literal["tensorboard", "wandb", "trackio", "swanlab"]
 WindowStrategy = Literal["fixed", "random", "progressive", "decay", "exp_decay"]
+RollbackName = Literal["skipped_update", "kl_drift", "heldout_drift", "diversity_drift"]
 OptionValue = str | int | float | bool | None
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -210,6 +211,20 @@ class TrackingConfig(Section):
     online: bool = False  # own: nothing leaves the machine unasked; false keeps wandb and swanlab offline
 
 
+class GuardsConfig(Section):
+    """What a run watches over while it trains; every limit that is null is not watched."""
+
+    enabled: bool = True  # own; off, only the first ratio and non-finite numbers are looked at
+    max_skipped: Count = 3  # own: updates skipped in a row for a loss or gradient that is not finite
+    max_kl: Positive | None = 0.1  # own: twenty times the KL of the demo, of kind gaussian
+    min_diversity: Fraction | None = 0.5  # own: of the distance between a prompt's samples at the start
+    heldout: bool = True  # own: whether a held-out score that falls is an alarm
+    reload: bool = True  # own: whether the saved weights are read back through diffusers and compared
+    keep_best: bool = True  # own: whether the weights of the best evaluation are kept in the folder best
+    rollback: Annotated[tuple[RollbackName, ...], Field(strict=False)] = ()  # own: no run turns back unasked
+    rollback_factor: Fraction = 0.5  # own: what the learning rate is multiplied by at every return
+
+
 class RewardConfig(Section):
     """One term of the reward."""
 
@@ -243,6 +258,7 @@ class RunConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    guards: GuardsConfig = GuardsConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @property

@@ -153,3 +153,15 @@ class TrainablePipeline(Pipeline, Protocol):
     def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> Self:
         """The same weights under another guidance."""
         ...
+
+
+@runtime_checkable
+class Rereadable(Protocol):
+    """A pipeline that can show what others will get from the weights that it saves."""
+
+    def reread(self, folder: str | Path) -> Pipeline:
+        """The base with what ``save_lora`` or ``save_network`` wrote into ``folder``, read by the model's own library.
+
+        What is not trained is shared with this pipeline.
+        """
+        ...

@@ -199,6 +199,14 @@ class SD3Pipeline:
         sibling._forward = network
         return sibling
 
+    def reread(self, folder: str | Path) -> SD3Pipeline:
+        """The policy before training with what ``save_lora`` or ``save_network`` wrote, read by diffusers."""
+        sibling = copy.copy(self)
+        sibling._pipe = self._tuning.reread(self._pipe, folder)
+        sibling._forward = sibling._pipe.transformer
+        sibling._tuning = Tuning(sibling._pipe.transformer, component=_COMPONENT, lora_targets=LORA_TARGETS)
+        return sibling
+
     # --- prompts ------------------------------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[str]) -> TextCondition:

@@ -6,8 +6,9 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
+import torch
 from torch import nn
 
 from difalign.pipelines import lora
@@ -113,3 +114,30 @@ class Tuning:
             self.network.load_state_dict(stored.state_dict())
         except RuntimeError as error:
             raise ValueError(f"{folder} holds another network than this pipeline's: {error}") from error
+
+    def reread(self, diffusers_pipeline: Any, folder: str | Path) -> Any:
+        """A pipeline that has read what ``save_lora`` or ``save_network`` wrote, through diffusers alone.
+
+        Its network is a fresh one; the frozen weights below adapters, and all other components, are shared with
+        ``diffusers_pipeline``, so that next to no memory is taken when adapters are trained.
+        """
+        reader = copy.copy(diffusers_pipeline)
+        if lora.is_attached(self.network):
+            setattr(reader, self._component, self._without_adapters())
+            reader.load_lora_weights(str(folder))
+        else:
+            stored = type(self.network).from_pretrained(str(folder), dtype=self.network.dtype)
+            setattr(reader, self._component, stored.to(self.network.device))
+        getattr(reader, self._component).requires_grad_(False).eval()
+        return reader
+
+    def _without_adapters(self) -> ModelMixin:
+        """A fresh network on the same frozen weights."""
+        with torch.device("meta"):
+            fresh = type(self.network).from_config(self.network.config)  # type: ignore[attr-defined]
+        own = {name: value for name, value in self.network.state_dict().items() if ".lora_" not in name}
+        fresh.load_state_dict({name.replace(".base_layer.", "."): value for name, value in own.items()}, assign=True)
+        for name, buffer in self.network.named_buffers():  # those that no state dict holds
+            owner, _, leaf = name.rpartition(".")
+            fresh.get_submodule(owner.removesuffix(".base_layer"))._buffers[leaf] = buffer
+        return fresh

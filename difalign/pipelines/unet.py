@@ -167,6 +167,14 @@ class UNetPipeline:
         sibling._forward = network
         return sibling
 
+    def reread(self, folder: str | Path) -> UNetPipeline:
+        """The policy before training with what ``save_lora`` or ``save_network`` wrote, read by diffusers."""
+        sibling = copy.copy(self)
+        sibling._pipe = self._tuning.reread(self._pipe, folder)
+        sibling._forward = sibling._pipe.unet
+        sibling._tuning = Tuning(sibling._pipe.unet, component=_COMPONENT, lora_targets=LORA_TARGETS)
+        return sibling
+
     # --- prompts ------------------------------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[str]) -> TextCondition:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from difalign.report.alarms import Alarm, alarm_to_json
 from difalign.report.records import Evaluation, evaluation_to_json
 
 if TYPE_CHECKING:
     from difalign.report.images import ImageBatch
 
 METRICS_FILE = "metrics.jsonl"
+ALARMS_FILE = "alarms.jsonl"
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -76,22 +78,34 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class LogMark:
-    """How far the files that a run only adds to had come at one moment."""
+class FileMark:
+    """How far a file that a run only adds to had come at one moment."""
 
-    metrics_bytes: int
-    metrics_sha256: str  # of those bytes
+    size: int  # bytes
+    sha256: str  # of those bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LogMark:
+    """How far a run folder had come at one moment."""
+
+    metrics: FileMark
+    alarms: FileMark
     evaluations: tuple[str, ...]  # names of the JSON files
+
+    def of_files(self) -> dict[str, FileMark]:
+        """Each file that is only added to, by name."""
+        return {METRICS_FILE: self.metrics, ALARMS_FILE: self.alarms}
 
 
 def find_mismatch(folder: Path, mark: LogMark) -> str | None:
     """Why a run folder cannot be taken back to ``mark``, in a few words; None if it can."""
-    path = folder / METRICS_FILE
-    content = path.read_bytes() if path.is_file() else b""
-    if len(content) < mark.metrics_bytes:
-        return f"{METRICS_FILE} of the run has {len(content)} bytes, fewer than the {mark.metrics_bytes} it had then"
-    if _sha256(content[: mark.metrics_bytes]) != mark.metrics_sha256:
-        return f"{METRICS_FILE} of the run holds other rows than it held then"
+    for name, then in mark.of_files().items():
+        content = _content(folder / name)
+        if len(content) < then.size:
+            return f"{name} of the run has {len(content)} bytes, fewer than the {then.size} it had then"
+        if _sha256(content[: then.size]) != then.sha256:
+            return f"{name} of the run holds other rows than it held then"
     return None
 
 
@@ -110,6 +124,7 @@ class RunLog:
         """Remove what an earlier run wrote here, and nothing else."""
         for name in (
             METRICS_FILE,
+            ALARMS_FILE,
             SUMMARY_FILE,
             CONFIG_FILE,
             ENVIRONMENT_FILE,
@@ -122,12 +137,8 @@ class RunLog:
 
     def mark(self) -> LogMark:
         """Where the log stands, once it is safely on the disk."""
-        path = self.folder / METRICS_FILE
-        content = path.read_bytes() if path.is_file() else b""
-        if content:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        return LogMark(len(content), _sha256(content), tuple(sorted(path.name for path in self._evaluations(".json"))))
+        evaluations = tuple(sorted(path.name for path in self._evaluations(".json")))
+        return LogMark(self._mark_of(METRICS_FILE), self._mark_of(ALARMS_FILE), evaluations)
 
     def return_to(self, mark: LogMark) -> None:
         """Take away what was written after ``mark``: later rows, later evaluations, and what an end left behind."""
@@ -137,16 +148,26 @@ class RunLog:
         for path in self._evaluations(".json", ".png"):
             if path.stem not in kept:
                 path.unlink()
-        path = self.folder / METRICS_FILE
-        if path.exists():
-            with path.open("r+b") as file:
-                file.truncate(mark.metrics_bytes)
-                os.fsync(file.fileno())
+        for name, then in mark.of_files().items():
+            path = self.folder / name
+            if not then.size:  # a run that had no alarm leaves no empty file
+                path.unlink(missing_ok=True)
+            elif path.exists():
+                with path.open("r+b") as file:
+                    file.truncate(then.size)
+                    os.fsync(file.fileno())
 
     def append_metrics(self, row: Mapping[str, object]) -> None:
         """Append one row; the whole line goes out in one write, so that a crash leaves at most a broken last line."""
-        line = json.dumps(plain(row), allow_nan=False) + "\n"
-        path = self.folder / METRICS_FILE
+        self._append(METRICS_FILE, row)
+
+    def append_alarm(self, alarm: Alarm) -> None:
+        """Append one alarm to ``alarms.jsonl``, which is there only if there was any."""
+        self._append(ALARMS_FILE, alarm_to_json(alarm))
+
+    def _append(self, name: str, row: Mapping[str, object]) -> None:
+        line = json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n"
+        path = self.folder / name
         if _lacks_final_newline(path):
             line = "\n" + line  # the line a crash cut off must not swallow this one
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -193,6 +214,14 @@ class RunLog:
         write_text_atomically(path, yaml_text if yaml_text.endswith("\n") else yaml_text + "\n")
         return path
 
+    def _mark_of(self, name: str) -> FileMark:
+        path = self.folder / name
+        content = _content(path)
+        if content:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        return FileMark(len(content), _sha256(content))
+
     def _evaluations(self, *suffixes: str) -> list[Path]:
         """The files that evaluations have left, and nothing that a user put beside them."""
         found = (self.folder / EVALUATIONS_FOLDER).glob("[0-9]" * 6 + "*")
@@ -209,6 +238,10 @@ class RunLog:
             safe = "".join(letter if letter.isalnum() else "_" for letter in evaluation.label)
             return folder / f"{evaluation.rollout:06d}-{safe}.json"
         return path
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _sha256(content: bytes) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difalign.report import words
+from difalign.report.alarms import count_alarms
 from difalign.report.chart import Chart, IntervalMark, interval_axis, interval_mark, line_chart
 from difalign.report.comparison import sample_pairs
 from difalign.report.images import TILE_EDGE, Pair, fit_tile
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _PAIRS_IN_FRONT = 12
+_SHOWN_ALARMS = 30
 _KNOWN_SUMMARY = {
     *("name", "base", "tuned", "gain", "gain_ci95", "per_category", "scores", "seed", "prompts", "samples"),
-    *("rollouts", "updates", "training_seconds", *TOTALS),
+    *("rollouts", "updates", "training_seconds", "alarms", *TOTALS),
 }
 _EVALUATION_PANEL = Panel("Held-out score", ("total",), "Mean over the held-out samples at each evaluation.")
 
@@ -128,6 +130,9 @@ def _content(run: Run) -> dict[str, Any]:
         "gains": gains,
         "headline": _headline(gains),
         "latest_rollout": run.latest.evaluation.rollout if run.latest else None,
+        "alarms": run.alarms[:_SHOWN_ALARMS],
+        "more_alarms": len(run.alarms[_SHOWN_ALARMS:]),
+        "alarm_counts": ", ".join(f"{readable(n)} {count} ×" for n, count in count_alarms(run.alarms).items()),
         "facts": _facts(run, gains, {name: float(series[name].y[-1]) for name in TOTALS if name in series}),
         "kinds": _gain_table(gains.get("per_category")),
         "scores": _gain_table(gains.get("scores")),
@@ -185,6 +190,7 @@ def _facts(run: Run, gains: Mapping[str, Any], totals: Mapping[str, float]) -> l
         ("Updates", words.count(merged.get("updates", updates or None))),
         ("Held-out prompts", words.count(merged.get("prompts"))),
         ("Held-out samples", words.count(merged.get("samples"))),
+        ("Alarms", words.count(len(run.alarms))),
         ("Seed", words.count(merged.get("seed")).replace("\u202f", "")),
     ]
     return [(name, value) for name, value in facts if value != words.MISSING]

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from difalign.report.log import CONFIG_FILE, ENVIRONMENT_FILE, EVALUATIONS_FOLDER, METRICS_FILE, SUMMARY_FILE
+from difalign.report.alarms import Alarm, alarm_from_json
+from difalign.report.log import (
+    ALARMS_FILE,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    EVALUATIONS_FOLDER,
+    METRICS_FILE,
+    SUMMARY_FILE,
+)
 from difalign.report.records import Evaluation, evaluation_from_json
 
 MetricsRow = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,7 @@ class Run:
     config: str | None  # YAML text
     environment: Mapping[str, Any]
     problems: tuple[str, ...]  # what could not be read, one sentence each
+    alarms: tuple[Alarm, ...] = ()  # in order of appearance
 
     @property
     def base(self) -> StoredEvaluation | None:
@@ -60,7 +70,8 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder of a run, such as runs/demo")
     problems: list[str] = []
-    metrics = _read_metrics(folder / METRICS_FILE, problems)
+    metrics = merge_rows(_read_lines(folder / METRICS_FILE, _row, problems))
+    alarms = _read_lines(folder / ALARMS_FILE, _alarm, problems)
     evaluations = _read_evaluations(folder / EVALUATIONS_FOLDER, problems)
     summary = _read_mapping(folder / SUMMARY_FILE, problems)
     environment = _read_mapping(folder / ENVIRONMENT_FILE, problems)
@@ -73,6 +84,7 @@ def read_run(folder: Path) -> Run:
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
         environment=environment or {},
         problems=tuple(problems),
+        alarms=tuple(alarms),
     )
     if not (metrics or evaluations or summary or run.config or environment or problems):
         raise ValueError(f"{folder} holds nothing that a run writes, such as {METRICS_FILE}; give the folder of a run")
@@ -95,16 +107,28 @@ def _order(value: object) -> int:
     return value if isinstance(value, int) else -1
 
 
-def _read_metrics(path: Path, problems: list[str]) -> tuple[MetricsRow, ...]:
+def _row(data: object) -> MetricsRow | None:
+    return data if isinstance(data, Mapping) else None
+
+
+def _alarm(data: object) -> Alarm | None:
+    try:
+        return alarm_from_json(data) if isinstance(data, Mapping) else None
+    except ValueError:
+        return None
+
+
+def _read_lines(path: Path, read: Callable[[object], T | None], problems: list[str]) -> list[T]:
+    """What ``read`` makes of each line's JSON; lines of which it makes nothing are left out and named."""
     if not path.is_file():
-        return ()
-    rows: list[MetricsRow] = []
+        return []
+    rows: list[T] = []
     broken: list[str] = []
     for position, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
-        row = _parse(line)
-        if isinstance(row, Mapping):
+        row = read(_parse(line))
+        if row is not None:
             rows.append(row)
         else:
             broken.append(str(position))
@@ -112,7 +136,7 @@ def _read_metrics(path: Path, problems: list[str]) -> tuple[MetricsRow, ...]:
         shown = ", ".join(broken[:5]) + (", …" if len(broken) > 5 else "")
         lines = "line" if len(broken) == 1 else "lines"
         problems.append(f"Left out of {path.name}: {lines} {shown}, which could not be read.")
-    return merge_rows(rows)
+    return rows
 
 
 def _read_evaluations(folder: Path, problems: list[str]) -> tuple[StoredEvaluation, ...]:

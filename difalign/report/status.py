@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from difalign.core.config_yaml import parse_yaml
 from difalign.core.errors import ConfigError
+from difalign.report.alarms import count_alarms
 from difalign.report.records import Evaluation
 from difalign.report.run_folder import Run, read_run
 from difalign.report.words import finite
@@ -16,6 +17,7 @@ from difalign.report.words import finite
 State = Literal["finished", "running", "silent"]
 
 _RECENT = 20  # rollouts that the present speed is measured over
+_LAST_ALARMS = 3  # shown in full
 _QUIET_ROLLOUTS = 5.0  # a run that wrote nothing for as long as this many rollouts take ...
 _QUIET_SECONDS = 120.0  # ... and for longer than this may have stopped; an evaluation takes a while as well
 
@@ -56,7 +58,7 @@ class RunStatus:
     figures: Mapping[str, Any]  # of the last update
     evaluations: tuple[Score, ...]
     summary: Mapping[str, Any]  # empty until the run has ended
-    alarms: tuple[str, ...]
+    alarms: tuple[str, ...]  # one line a name with its count, then the last ones in full
     problems: tuple[str, ...]  # what could not be read
 
 
@@ -170,6 +172,6 @@ def _score(evaluation: Evaluation) -> Score:
 
 
 def _alarms(run: Run) -> tuple[str, ...]:
-    """What a run that ended counted, one line an alarm."""
-    counted = _mapping((run.summary or {}).get("alarms"))
-    return tuple(f"{name}: {count}" for name, count in counted.items() if count)
+    """How often each alarm was given, and the last ones in full."""
+    counts = [f"{name}: {count}" for name, count in count_alarms(run.alarms).items()]
+    return (*counts, *(alarm.line for alarm in run.alarms[-_LAST_ALARMS:]))

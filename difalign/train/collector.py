@@ -16,6 +16,7 @@ from difalign.core.protocols import Condition, Pipeline, RewardModel
 from difalign.core.rng import row_seed
 from difalign.core.types import NoiseGrid, Plan, Scored
 from difalign.objective.advantages import Advantages, group_advantages, reward_std
+from difalign.objective.diversity import pairwise_distance
 from difalign.rollout.engine import rollout
 from difalign.rollout.grouping import edge_rewards, group_ids
 from difalign.train.runtime import Runtime
@@ -35,6 +36,7 @@ class Batch:
     prompt_index: Tensor  # [R] the prompt of every root
     prompts: tuple[str, ...]  # rows of condition
     rewards: Mapping[str, Tensor]  # name -> [L]
+    distances: Tensor  # [G] between the samples of each prompt; empty if the run does not look
 
 
 @final
@@ -123,13 +125,15 @@ class Collector:
                 log_prob=self._log_prob,
                 progress=lambda done, total: report("sampling", done, total),
             )
-        leaf_texts = [texts[p] for p in prompt_index[walks.final_root.cpu()].tolist()]
+        prompt_of_leaf = prompt_index[walks.final_root.cpu()]
+        watched = self._config.guards.enabled and self._config.guards.min_diversity is not None
         media = decode_and_score(
             self._pipeline,
             self.reward,
             walks.final,
-            leaf_texts,
+            [texts[p] for p in prompt_of_leaf.tolist()],
             micro_batch=sampling.micro_batch,
+            keep_thumbnails=watched,
             progress=lambda done, total: report("scoring", done, total),
         )
         scored = Scored(
@@ -138,4 +142,6 @@ class Collector:
             edge_reward=edge_rewards(media.scores, walks),
             group=group_ids(walks, prompt_index, by=self._config.objective.advantage.group_by),
         )
-        return Batch(scored, condition, prompt_index, tuple(texts), scored.rewards)
+        small = media.thumbnails
+        distances = torch.zeros(0) if small is None else pairwise_distance(small, prompt_of_leaf)
+        return Batch(scored, condition, prompt_index, tuple(texts), scored.rewards, distances)

@@ -34,6 +34,11 @@ class Meter:
         self._add("zero_variance_groups", float(advantages.zero_variance.sum()), advantages.zero_variance.numel())
         self._add("group_std", float(advantages.std.sum()), advantages.std.numel())
 
+    def distances(self, distances: Tensor) -> None:
+        """How far apart the samples of each prompt are, [G]; nothing if that was not looked at."""
+        if distances.numel():
+            self._add("diversity", float(distances.double().sum()), distances.numel())
+
     def chunk(self, surrogate: Surrogate, divergence: Tensor | None, loss: Tensor) -> None:
         """One micro-batch of the update; its loss is already divided by the global row count."""
         rows = surrogate.ratio.numel()

@@ -8,26 +8,33 @@ are what the clipped surrogate is for.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import NoReturn, final
+from contextlib import AbstractContextManager
+from typing import final
 
 import torch
 from torch import Tensor
 
 from difalign.core.config import RunConfig
 from difalign.core.prompts import Prompt
-from difalign.core.protocols import RewardModel, TrainablePipeline
+from difalign.core.protocols import Pipeline, RewardModel, TrainablePipeline
 from difalign.core.rng import generator
 from difalign.core.types import NoiseGrid
 from difalign.objective.advantages import Advantages, informative_rows
+from difalign.report.alarms import Alarm
+from difalign.train.alarms import Alarms
 from difalign.train.collector import Batch, Collector, PlanSchedule, Report
 from difalign.train.edge_loss import EdgeLoss
 from difalign.train.ema import MovingAverage
+from difalign.train.faults import Fault, has_finite_gradients, locate_fault, skip_alarm, spoil_gradients
+from difalign.train.fingerprint import WeightSeal
 from difalign.train.meters import Meter
-from difalign.train.optimisation import Optimisation
+from difalign.train.optimisation import Optimisation, Step
 from difalign.train.runtime import Runtime
 from difalign.train.state import TrainerState
 
+_MAX_OVERFLOWS = 20  # float16 steps skipped in a row; halving the loss scale that often leaves it below 1
 _ROUNDING = 1e-6  # float32 rounding of a ratio; anything above says that sampling and training differ
 
 
@@ -44,16 +51,32 @@ class PolicyGradient:
         plans: PlanSchedule,
         config: RunConfig,
         runtime: Runtime,
+        alarms: Alarms | None = None,
     ) -> None:
+        self.alarms = Alarms() if alarms is None else alarms
         self._config = config
         self._runtime = runtime
+        self._pipeline = pipeline
         self._grid: NoiseGrid = pipeline.grid(config.sampling.steps)
         self._collector = Collector(
             pipeline, reward, prompts, plans=plans, config=config, runtime=runtime, grid=self._grid
         )
         self._loss = EdgeLoss(pipeline, config=config, runtime=runtime, grid=self._grid)
         self._optimisation = Optimisation(pipeline, config=config.training, runtime=runtime)
+        self._seal = WeightSeal(self._optimisation.parameters)
+        self._seal.close()
+        self._skipped = 0  # updates in a row that gave no finite number
+        self._overflows = 0  # steps in a row that float16's loss scaling skipped
         self.updates = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the updates to come."""
+        return self._optimisation.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._optimisation.learning_rate = value
 
     @property
     def average(self) -> MovingAverage | None:
@@ -72,21 +95,45 @@ class PolicyGradient:
 
     def run(self, index: int, report: Report) -> list[dict[str, float]]:
         """One rollout and its updates; a row of metrics an update, the same on every process."""
+        self.check_weights(self._pipeline, before="sampling")
         batches = self._collector.collect(index, report)
         advantages = self._collector.compare(batches)
+        self.check_weights(self._pipeline, before="the updates")
         rows: list[dict[str, float]] = []
         for epoch in range(self._config.training.inner_epochs):
             for batch, advantage in zip(batches, advantages, strict=True):
                 first = not rows and epoch == 0
                 rows.append(self._update(index, batch, advantage, on_policy=first, report=report))
+        self._seal_weights(index, rows)
         return rows
+
+    def check_weights(self, pipeline: Pipeline, *, before: str) -> None:
+        """Check that ``pipeline`` predicts with the trained weights, as the last update left them, to the last bit.
+
+        Raises:
+            RuntimeError: if something else has written to them, or they are not its own; ``before`` says when.
+        """
+        if self._config.guards.enabled:
+            self._seal.check(pipeline.network, self._pipeline.tuning.trainable_parameters(), phase=before)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the pipeline holds the moving average, once there is one; afterwards the trained weights again."""
+        average = self.average
+        return average.applied() if average is not None and average.taken else contextlib.nullcontext()
 
     # --- its state ----------------------------------------------------------------------------------------------
 
     def state(self) -> TrainerState:
         """All that later rollouts depend on; to be read before the next update, which changes the tensors."""
-        counters = {"updates": self.updates, "denoiser_forwards": self.forwards, "reward_calls": self.reward_calls}
-        return self._optimisation.state(counters)
+        return self._optimisation.state(
+            {
+                "updates": self.updates,
+                "denoiser_forwards": self.forwards,
+                "reward_calls": self.reward_calls,
+                "overflows": self._overflows,
+                "skipped": self._skipped,
+            }
+        )
 
     def restore(self, state: TrainerState) -> None:
         """Go on from ``state``; an average that it does not hold begins at its weights.
@@ -94,10 +141,21 @@ class PolicyGradient:
         Raises:
             ConfigError: if it is the state of other weights than these.
         """
-        self._optimisation.restore(state)
+        self.return_to(state)
         self.updates = state.counters["updates"]
         self._collector.forwards = state.counters["denoiser_forwards"]
         self._collector.reward_calls = state.counters["reward_calls"]
+        self._overflows = state.counters["overflows"]
+        self._skipped = state.counters["skipped"]
+
+    def return_to(self, state: TrainerState) -> None:
+        """Take weights, moments and average from ``state``; what was counted since stays counted.
+
+        Raises:
+            ConfigError: if it is the state of other weights than these.
+        """
+        self._optimisation.restore(state)
+        self._seal.close()
 
     # --- updating -----------------------------------------------------------------------------------------------
 
@@ -108,20 +166,53 @@ class PolicyGradient:
         total = round(self._runtime.total([rows.numel()])[0])
         meter = Meter(self._runtime)
         meter.rewards(batch.rewards, advantages)
-        if total:
-            weights = self._loss.step_weights(batch)
-            chunks = _even_chunks(rows, self._config.training.micro_batch)
-            for done, chunk in enumerate(chunks):
-                self._backward(batch, advantages.advantage, chunk, weights=weights, total=total, meter=meter)
-                report("training", done + 1, len(chunks))
-            meter.gradient(self._optimisation.step(rollout=index, update=self.updates))
+        meter.distances(batch.distances)
+        step = self._descend(index, batch, advantages, rows, total=total, meter=meter, report=report) if total else None
         row = meter.row()
-        if on_policy and total:
-            self._check_first_ratio(row["ratio_max_deviation"])
+        if on_policy and step is not None:
+            self._check_first_update(row, step, index)
+        if step is not None and not step.taken:
+            del row["grad_norm"]  # there is none to speak of
         row |= {"rollout": index, "update": self.updates, "rows": total}
         row |= {"denoiser_forwards": self.forwards, "reward_calls": self.reward_calls}
         self.updates += 1
         return row
+
+    def _descend(
+        self,
+        index: int,
+        batch: Batch,
+        advantages: Advantages,
+        rows: Tensor,
+        *,
+        total: int,
+        meter: Meter,
+        report: Report,
+    ) -> Step:
+        """One optimiser step down the loss of ``rows``, the part of ``total`` edges that this process has."""
+        faults: list[Fault] = []
+        weights = self._loss.step_weights(batch)
+        chunks = _even_chunks(rows, self._config.training.micro_batch)
+        for done, chunk in enumerate(chunks):
+            part = self._loss.chunk(batch, advantages.advantage, chunk, weights=weights, total=total)
+            finite = bool(part.loss.isfinite())
+            self._optimisation.backward(part.loss)  # if it is not finite too: every process makes the same calls
+            if not finite:
+                faults.append(self._fault("loss", batch, chunk))
+            elif not faults and not self._gradient_is_finite():
+                faults.append(self._fault("gradient", batch, chunk))
+            if finite:
+                meter.chunk(part.surrogate, part.divergence, part.loss)
+            report("training", done + 1, len(chunks))
+        if any(fault.what == "loss" for fault in faults):
+            spoil_gradients(self._optimisation.parameters)
+        step = self._optimisation.step()
+        if step.taken:
+            self._skipped = self._overflows = 0
+            meter.gradient(step.norm)
+        else:
+            self._skip(index, self._runtime.gather(faults[:1]), step)
+        return step
 
     def _rows(self, advantages: Advantages) -> Tensor:
         """The edges an update learns from, shuffled by step and prompt alike."""
@@ -132,38 +223,73 @@ class PolicyGradient:
         order = torch.randperm(rows.numel(), generator=generator("rows", self._config.seed, self.updates))
         return rows[order]
 
-    def _backward(
-        self, batch: Batch, advantage: Tensor, rows: Tensor, *, weights: Tensor, total: int, meter: Meter
-    ) -> None:
-        part = self._loss.chunk(batch, advantage, rows, weights=weights, total=total)
-        if not bool(part.loss.isfinite()):
-            self._stop_non_finite("loss", batch, rows)
-        self._optimisation.backward(part.loss)
-        meter.chunk(part.surrogate, part.divergence, part.loss)
-
     # --- guards -------------------------------------------------------------------------------------------------
 
-    def _check_first_ratio(self, deviation: float) -> None:
-        """The first update is on-policy, so every ratio must be 1: exactly in float32."""
+    def _gradient_is_finite(self) -> bool:
+        """Asked after every micro-batch, so that it can be named; float16's loss scaling overflows on purpose."""
+        if not self._config.guards.enabled or self._config.training.mixed_precision == "fp16":
+            return True
+        return has_finite_gradients(self._optimisation.parameters)
+
+    def _fault(self, what: str, batch: Batch, rows: Tensor) -> Fault:
+        return locate_fault(what, batch, rows, self._grid, rank=self._runtime.rank)
+
+    def _skip(self, index: int, faults: Sequence[Fault], step: Step) -> None:
+        """Count a step that was not taken; too many in a row stop the run, on every process."""
+        if not faults and self._config.training.mixed_precision == "fp16":  # the loss scale was too large
+            self._overflows += 1
+            if self._overflows >= _MAX_OVERFLOWS:
+                raise FloatingPointError(
+                    f"the gradient norm overflowed {_MAX_OVERFLOWS} times in a row at rollout {index}, update "
+                    f"{self.updates}; lower training.learning_rate, or train in float32 (training.mixed_precision=no)"
+                )
+            return
+        self._skipped += 1
+        most = self._config.guards.max_skipped
+        alarm = skip_alarm(faults, norm=step.norm, rollout=index, update=self.updates, skipped=self._skipped, most=most)
+        self.alarms.give(alarm)
+        if self._skipped >= most:
+            raise FloatingPointError(alarm.line)
+
+    def _check_first_update(self, row: dict[str, float], step: Step, index: int) -> None:
+        """The first update is on-policy, so every ratio must be 1: exactly in float32. And it has a gradient."""
         exact = self._config.training.mixed_precision == "no" and self._config.sampling.storage_dtype == "float32"
         allowed = _ROUNDING if exact else self._config.objective.clip_range / 10
+        deviation = row["ratio_max_deviation"]
         if deviation > allowed:
-            raise RuntimeError(
+            self._stop(
+                "first_ratio",
+                index,
                 f"the importance ratio of the first update deviates from 1 by {deviation:.3g}, above {allowed:.3g}: "
-                "sampling and training do not evaluate the same policy. Give sampling and training the same "
-                "micro_batch, and check that the network holds no dropout"
+                "sampling and training do not evaluate the same policy",
+                "give sampling and training the same micro_batch, and check that the network holds no dropout",
+            )
+        if self._config.guards.enabled and step.norm == 0.0 and row["zero_variance_groups"] < 1.0:
+            self._stop(
+                "weights_still",
+                index,
+                "no gradient reaches the trained weights although samples were told apart: the gradient norm is 0",
+                "check that the network which predicts holds the weights that are trained, with gradient enabled",
             )
 
-    def _stop_non_finite(self, what: str, batch: Batch, rows: Tensor) -> NoReturn:
-        walks = batch.scored.trajectories
-        steps = sorted(set(walks.step[rows].tolist()))
-        roots = walks.root[rows].tolist()
-        names = sorted({batch.prompts[int(batch.prompt_index[root])] for root in roots})
-        raise FloatingPointError(
-            f"the {what} is not finite at update {self.updates}, steps {steps} "
-            f"(sigma {[round(float(self._grid.sigma[s]), 4) for s in steps]}), prompts {names[:3]}; "
-            "lower training.learning_rate, or train in float32 (training.mixed_precision=no)"
-        )
+    def _seal_weights(self, index: int, rows: Sequence[dict[str, float]]) -> None:
+        """Remember the weights that the updates left; they must have moved if there was a gradient."""
+        if not self._config.guards.enabled:
+            return
+        before, after = self._seal.value, self._seal.close()
+        norm = max((row.get("grad_norm", 0.0) for row in rows), default=0.0)
+        if norm > 0 and before == after:
+            self._stop(
+                "weights_still",
+                index,
+                f"no weight moved although the gradient norm is {norm:.3g}",
+                "raise training.learning_rate",
+            )
+
+    def _stop(self, name: str, index: int, seen: str, remedy: str) -> None:
+        alarm = Alarm(name, index, self.updates, seen=seen, remedy=remedy)
+        self.alarms.give(alarm)
+        raise RuntimeError(alarm.line)
 
 
 def _even_chunks(rows: Tensor, micro_batch: int) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from difalign.core.config import RunConfig
 from difalign.core.config_diff import ABSENT, differences
 from difalign.core.errors import ConfigError
-from difalign.report.log import LogMark, find_mismatch
+from difalign.report.log import FileMark, LogMark, find_mismatch
 from difalign.report.records import Evaluation, evaluation_from_json, evaluation_to_json
 from difalign.train.checkpoint import CHECKPOINTS_FOLDER, Checkpoint, find_damage, list_checkpoints
 
@@ -38,6 +38,10 @@ FREE_KEYS = frozenset(
         "training.checkpoint.keep",
         "evaluation.every",
         "evaluation.bootstrap_samples",
+        "guards.max_skipped",
+        "guards.max_kl",
+        "guards.heldout",
+        "guards.reload",
         "tracking.trackers",
         "tracking.project",
         "tracking.online",
@@ -61,6 +65,8 @@ class RunState:
     base: Evaluation  # before training; never repeated
     mark: LogMark
     resumed_at: tuple[int, ...]  # rollouts at which the run was resumed before
+    best: Evaluation | None  # None while that is the one before training
+    guards: Mapping[str, Any]  # what the guards remember, as plain containers
 
     def to_json(self) -> dict[str, Any]:
         """Plain containers, from which ``read_run_state`` makes the same."""
@@ -71,12 +77,14 @@ class RunState:
             "training_seconds": self.training_seconds,
             "evaluation_forwards": self.evaluation_forwards,
             "resumed_at": list(self.resumed_at),
-            "metrics_bytes": self.mark.metrics_bytes,
-            "metrics_sha256": self.mark.metrics_sha256,
+            "metrics": asdict(self.mark.metrics),
+            "alarms": asdict(self.mark.alarms),
             "evaluations": list(self.mark.evaluations),
+            "guards": dict(self.guards),
             "fingerprints": dict(self.fingerprints),
             "config": dict(self.config),
             "base": evaluation_to_json(self.base),
+            "best": None if self.best is None else evaluation_to_json(self.best),
         }
 
 
@@ -96,8 +104,10 @@ def read_run_state(folder: Path) -> RunState:
         training_seconds=data["training_seconds"],
         evaluation_forwards=data["evaluation_forwards"],
         base=evaluation_from_json(data["base"]),
-        mark=LogMark(data["metrics_bytes"], data["metrics_sha256"], tuple(data["evaluations"])),
+        mark=LogMark(FileMark(**data["metrics"]), FileMark(**data["alarms"]), tuple(data["evaluations"])),
         resumed_at=tuple(data["resumed_at"]),
+        best=None if data["best"] is None else evaluation_from_json(data["best"]),
+        guards=data["guards"],
     )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,23 +16,26 @@ from difalign.core.protocols import RewardModel, TrainablePipeline
 from difalign.report.environment import describe_environment
 from difalign.report.log import RunLog
 from difalign.report.records import Evaluation
+from difalign.report.run_folder import read_run
 from difalign.report.statistics import summarise_gain
 from difalign.report.table import summary_table
+from difalign.train.alarms import Alarms
+from difalign.train.best import best_files, forget_best, return_best
 from difalign.train.checkpoint import list_checkpoints, remove_checkpoint, save_checkpoint, sweep
 from difalign.train.collector import PlanSchedule
 from difalign.train.disk import disk_failure, refused_by_disk
 from difalign.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
+from difalign.train.export import remove_exported
 from difalign.train.interrupt import Interrupted, SignalWatch
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.progress import ProgressView, progress_view
 from difalign.train.resume import RUN_FILE, ResumePoint, RunState, read_run_state
 from difalign.train.roll_call import call_roll, check_space, prompt_facts, require_same, written_bytes
+from difalign.train.run_guards import RunGuards
 from difalign.train.runtime import Runtime
 from difalign.train.state import read_trainer_state, write_json
 from difalign.train.tracking import Tracking, open_tracking
 
-_LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
-_NETWORK_FOLDER = "network"
 _LAUNCHER_SECONDS = 1.0  # within which a launcher passes on a signal that the terminal has sent to all processes
 
 
@@ -104,6 +105,7 @@ def _check_task(config: RunConfig, runtime: Runtime, task: Task) -> None:
     if config.resume is not None:
         states = max(1, states - len(list_checkpoints(config.run_folder)))
     copies = 1 + states * (4 if config.training.ema.enabled else 3)  # a state: weights, two moments, an average
+    copies += states + 1 if config.guards.keep_best else 0  # the best weights, here and as checkpoints know them
     heldout = len(task.heldout[: config.evaluation.limit])
     check_space(runtime, config.run_folder, written_bytes(config, weights=copies * weights, heldout=heldout))
 
@@ -117,7 +119,8 @@ def _open_log(config: RunConfig, runtime: Runtime, point: ResumePoint | None) ->
     if point is None:
         if config.overwrite:
             log.clear()
-            _remove_weights(config.run_folder)
+            remove_exported(config.run_folder)
+            forget_best(config.run_folder)
             _remove_checkpoints(config.run_folder, after=-1)
         _describe(config, runtime, log)
     return log
@@ -137,14 +140,6 @@ def _remove_checkpoints(folder: Path, *, after: int) -> None:
             remove_checkpoint(checkpoint)
 
 
-def _remove_weights(folder: Path) -> None:
-    """Remove what ``_Run._save`` of an earlier run wrote: a run that fails must not leave another's weights behind."""
-    (folder / _LORA_FILE).unlink(missing_ok=True)
-    network = folder / _NETWORK_FOLDER
-    for path in (network / "config.json", *network.glob("diffusion_pytorch_model*")):
-        path.unlink(missing_ok=True)
-
-
 @dataclass
 class _Run:
     config: RunConfig
@@ -161,6 +156,20 @@ class _Run:
     evaluated: set[int] = field(default_factory=set)  # rollouts after which there was an evaluation
     resumed_at: tuple[int, ...] = ()  # rollouts
     saved: int | None = None  # rollouts of the newest checkpoint
+    alarms: Alarms = field(init=False)
+    guards: RunGuards = field(init=False)
+
+    def __post_init__(self) -> None:
+        write = None if self.log is None else self.log.append_alarm
+        self.alarms = Alarms(write=write, show=self.view.note)
+        self.guards = RunGuards(
+            self.config,
+            self.task.pipeline,
+            self.task.heldout,
+            runtime=self.runtime,
+            alarms=self.alarms,
+            view=self.view,
+        )
 
     def run(self) -> dict[str, Any]:
         trainer = PolicyGradient(
@@ -170,11 +179,12 @@ class _Run:
             plans=self.task.plans,
             config=self.config,
             runtime=self.runtime,
+            alarms=self.alarms,
         )
         base = self._go_on(trainer, self.point) if self.point is not None else self._evaluate(trainer, 0, "base")
         rollouts = self._train(trainer, base)
         tuned = self._evaluate(trainer, rollouts, "tuned")
-        self._save(trainer)
+        self._export(trainer, rollouts)
         summary = summarise_gain(
             base.records,
             tuned.records,
@@ -194,6 +204,7 @@ class _Run:
             "evaluation_forwards": self.evaluation_forwards,
             "processes": self.runtime.world,
             "resumed_at": list(self.resumed_at),
+            **self.guards.summary(),
         }
         if self.log is not None:
             from difalign.report.page import write_report
@@ -227,9 +238,13 @@ class _Run:
             _remove_checkpoints(self.config.run_folder, after=state.rollouts)
             self.log.return_to(state.mark)
             _describe(self.config, self.runtime, self.log)
+            return_best(self.config.run_folder, folder)
+        given = read_run(self.config.run_folder).alarms if self.log is not None else ()
+        best = None if before is not None else state.best or state.base
+        self.guards.restore(trainer, state.guards, best=best, given=self.runtime.agree(given))
         if before is None:
             return state.base
-        self._record(before, step=0)
+        self._record(trainer, before)
         return before.evaluation
 
     def _train(self, trainer: PolicyGradient, base: Evaluation) -> int:
@@ -243,6 +258,7 @@ class _Run:
             finished = done >= training.rollouts or self.runtime.agree(over)
             if not finished and self._evaluation_is_due(done) and not self._signal():
                 self._evaluate(trainer, done, "training")
+            self.guards.turn_back(trainer, done)
             signum = self._signal()
             if finished or signum or (every and done % every == 0):
                 self._save_checkpoint(trainer, done, base)
@@ -254,12 +270,13 @@ class _Run:
             if finished:
                 return done
             rows = trainer.run(done, self.view.phase)
-            seconds = time.perf_counter() - started
+            seconds, rate = time.perf_counter() - started, trainer.learning_rate
             for row in rows:
-                timed = {**row, "seconds": seconds, "learning_rate": training.learning_rate}
+                timed = {**row, "seconds": seconds, "learning_rate": rate}
                 if self.log is not None:
                     self.log.append_metrics(timed)
                 self.tracking.figures(timed)
+            self.guards.rows(rows)
             done += 1
             self.view.run(done, training.rollouts, _figures(rows[-1]))
 
@@ -289,21 +306,27 @@ class _Run:
             base=base,
             mark=self.log.mark(),
             resumed_at=self.resumed_at,
+            best=self.guards.best,
+            guards=self.guards.state(trainer),
         )
         files = {**trainer.state().files(), RUN_FILE: partial(write_json, state.to_json())}
+        if self.guards.best is not None:
+            files |= best_files(self.config.run_folder)
         save_checkpoint(self.config.run_folder, done, files, keep=self.config.training.checkpoint.keep)
 
     def _evaluate(self, trainer: PolicyGradient, rollout: int, label: str) -> Evaluation:
         """Held-out prompts under the averaged weights, written to the run folder."""
         result = self._measure(trainer, rollout, label)
-        self._record(result, step=trainer.updates)
+        self._record(trainer, result)
         return result.evaluation
 
     def _measure(self, trainer: PolicyGradient, rollout: int, label: str) -> EvaluationResult:
         options = self.config.evaluation
-        with _averaged(trainer):
+        pipeline = self.task.pipeline.with_guidance(options.guidance)
+        trainer.check_weights(pipeline, before=f"evaluation {label}")
+        with trainer.averaged():
             result = evaluate(
-                self.task.pipeline.with_guidance(options.guidance),
+                pipeline,
                 self.task.reward,
                 self.task.heldout[: options.limit],
                 EvaluationPlan(options.steps, options.seeds_per_prompt, options.micro_batch),
@@ -312,39 +335,31 @@ class _Run:
                 label=label,
                 progress=lambda done, total: self.view.phase("evaluating", done, total),
             )
+        trainer.check_weights(pipeline, before=f"going on after evaluation {label}")
         self.evaluation_forwards += result.forwards
         return result
 
-    def _record(self, result: EvaluationResult, *, step: int) -> None:
-        """Write an evaluation down, and show it; ``step`` is the number of updates before it."""
+    def _record(self, trainer: PolicyGradient, result: EvaluationResult) -> None:
+        """Write an evaluation down, show it, and see what it says about the run."""
         evaluation = result.evaluation
         self.evaluated.add(evaluation.rollout)
+        step = trainer.updates if evaluation.rollout else 0
         self.tracking.evaluation(evaluation, step=step, images=result.images, shown=result.shown)
         if self.log is not None:
             self.log.write_evaluation(evaluation, images=result.images, shown=result.shown)
             total = [record.scores["total"] for record in evaluation.records]
             self.view.note(f"held-out {evaluation.label}: {sum(total) / len(total):.4f} over {len(total)} samples")
+        self.guards.evaluation(trainer, evaluation)
 
-    def _save(self, trainer: PolicyGradient) -> None:
-        """The averaged weights, as diffusers reads them."""
-        if not self.runtime.is_main:
-            return
+    def _export(self, trainer: PolicyGradient, rollouts: int) -> None:
         if trainer.average is not None and not trainer.average.taken:
             every = self.config.training.ema.every
             self.view.note(f"fewer than training.ema.every={every} steps were taken: the weights are saved unaveraged")
-        with _averaged(trainer):
-            if self.config.training.trainable == "lora":
-                self.task.pipeline.tuning.save_lora(self.config.run_folder)
-            else:
-                self.task.pipeline.tuning.save_network(self.config.run_folder / _NETWORK_FOLDER)
-
-
-def _averaged(trainer: PolicyGradient) -> AbstractContextManager[None]:
-    """Inside, the pipeline holds the moving average, once there is one; afterwards the trained weights again."""
-    average = trainer.average
-    return average.applied() if average is not None and average.taken else contextlib.nullcontext()
+        self.guards.export(trainer, rollouts)
+        trainer.check_weights(self.task.pipeline, before="the end")
 
 
 def _figures(row: dict[str, float]) -> str:
     kl = f"  kl {row['kl']:.2e}" if "kl" in row else ""
-    return f"reward {row['reward']:.4f}  clip {row.get('clip_fraction', 0.0):.3f}  grad {row['grad_norm']:.2e}{kl}"
+    gradient = f"grad {row['grad_norm']:.2e}" if "grad_norm" in row else "skipped"
+    return f"reward {row['reward']:.4f}  clip {row.get('clip_fraction', 0.0):.3f}  {gradient}{kl}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from difalign.core.protocols import Pipeline, RewardModel
+from difalign.objective.diversity import thumbnails
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Media:
     scores: Tensor  # [N] float32 on CPU
     components: dict[str, Tensor]  # name -> [N] float32 on CPU
     pixels: Tensor | None  # [N, C, H, W] in [0, 1] on CPU, if kept
+    thumbnails: Tensor | None = None  # [N, D] float32 on CPU, if kept
 
 
 @torch.no_grad()
@@ -29,6 +31,7 @@ def decode_and_score(
     *,
     micro_batch: int,
     keep_pixels: bool = False,
+    keep_thumbnails: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Media:
     """Decode latents [N, *latent] and score them, ``micro_batch`` rows at a time.
@@ -41,6 +44,7 @@ def decode_and_score(
     scores: list[Tensor] = []
     components: dict[str, list[Tensor]] = {}
     pixels: list[Tensor] = []
+    small: list[Tensor] = []
     for start in range(0, len(prompts), micro_batch):
         rows = slice(start, start + micro_batch)
         media = pipeline.decode(latents[rows])
@@ -50,6 +54,8 @@ def decode_and_score(
             components.setdefault(name, []).append(values.float().cpu())
         if keep_pixels:
             pixels.append(media.float().cpu())
+        if keep_thumbnails:
+            small.append(thumbnails(media).cpu())
         if progress is not None:
             progress(min(start + micro_batch, len(prompts)), len(prompts))
     total = torch.cat(scores)
@@ -59,7 +65,8 @@ def decode_and_score(
             f"reward {reward.name} gave {total[bad[0]]} for {prompts[bad[0]]!r}; it must be a finite number"
         )
     kept = torch.cat(pixels) if keep_pixels else None
-    return Media(total, {name: torch.cat(parts) for name, parts in components.items()}, kept)
+    joined = {name: torch.cat(parts) for name, parts in components.items()}
+    return Media(total, joined, kept, torch.cat(small) if keep_thumbnails else None)
 
 
 @torch.no_grad()
