@@ -190,7 +190,7 @@ def _facts(run: Run, gains: Mapping[str, Any], totals: Mapping[str, float]) -> l
         ("Updates", words.count(merged.get("updates", updates or None))),
         ("Held-out prompts", words.count(merged.get("prompts"))),
         ("Held-out samples", words.count(merged.get("samples"))),
-        ("Alarms", words.count(len(run.alarms))),
+        ("Alarms", words.count(len(run.alarms) or None)),
         ("Seed", words.count(merged.get("seed")).replace("\u202f", "")),
     ]
     return [(name, value) for name, value in facts if value != words.MISSING]

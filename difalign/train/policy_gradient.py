@@ -169,7 +169,7 @@ class PolicyGradient:
         meter.distances(batch.distances)
         step = self._descend(index, batch, advantages, rows, total=total, meter=meter, report=report) if total else None
         row = meter.row()
-        if on_policy and step is not None:
+        if on_policy and step is not None and step.taken:
             self._check_first_update(row, step, index)
         if step is not None and not step.taken:
             del row["grad_norm"]  # there is none to speak of

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from difalign.report.alarms import Alarm
 from difalign.report.comparison import write_before_after
 from difalign.report.log import RunLog, find_mismatch, plain, write_text_atomically
 from difalign.report.page import write_report
 from difalign.report.records import Evaluation, SampleRecord
+from difalign.report.run_folder import read_run
 from tests.folders import file_contents
 from tests.report.fake_run import FakeRun
 
+ALARM = Alarm("kl_drift", 1, 2, seen="KL é 0.2", remedy="less of it", value=0.2, limit=0.1)
 RECORD = SampleRecord("a red circle", "single", 0, {"total": 0.5}, 0)
 
 
@@ -113,10 +116,12 @@ def rows(log: RunLog, *rollouts: int) -> None:
 def test_log_returns_to_a_mark(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     rows(log, 0, 1)
+    log.append_alarm(ALARM)
     log.write_evaluation(Evaluation(0, "base", (RECORD,)), images=np.zeros((1, 3, 8, 8)))
     mark = log.mark()
     files = file_contents(tmp_path)
     rows(log, 2, 3)
+    log.append_alarm(ALARM)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"rollout"')  # a crash
     log.write_evaluation(Evaluation(2, "training", (RECORD,)), images=np.zeros((1, 3, 8, 8)))
@@ -134,10 +139,11 @@ def test_log_returns_to_a_mark(tmp_path: Path) -> None:
 def test_mark_of_an_empty_folder(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     mark = log.mark()
-    assert (mark.metrics_bytes, mark.evaluations) == (0, ())
+    assert (mark.metrics.size, mark.alarms.size, mark.evaluations) == (0, 0, ())
     rows(log, 0)
+    log.append_alarm(ALARM)
     log.return_to(mark)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    assert not list(tmp_path.iterdir())
     assert find_mismatch(tmp_path, mark) is None
 
 
@@ -153,3 +159,27 @@ def test_folder_that_cannot_return_says_why(tmp_path: Path) -> None:
     assert "fewer than" in (find_mismatch(tmp_path, mark) or "")
     path.unlink()
     assert "has 0 bytes" in (find_mismatch(tmp_path, mark) or "")
+
+
+def test_alarms_are_read_as_they_were_given(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    other = Alarm("export_differs", 4, 8, seen="it cannot be read", remedy="use a checkpoint")
+    log.append_alarm(ALARM)
+    with (tmp_path / "alarms.jsonl").open("a") as file:
+        file.write('{"name": "kl_drift"}\n')
+    log.append_alarm(other)
+    run = read_run(tmp_path)
+    assert run.alarms == (ALARM, other)
+    assert run.problems == ("Left out of alarms.jsonl: line 2, which could not be read.",)
+    assert ALARM.line == "kl_drift at rollout 1, update 2: KL é 0.2; less of it"
+
+
+def test_alarms_of_another_run_are_a_mismatch(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.append_alarm(ALARM)
+    mark = log.mark()
+    (tmp_path / "alarms.jsonl").unlink()
+    assert (
+        find_mismatch(tmp_path, mark)
+        == f"alarms.jsonl of the run has 0 bytes, fewer than the {mark.alarms.size} it had then"
+    )

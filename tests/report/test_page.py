@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from difalign.report.alarms import Alarm
 from difalign.report.log import RunLog
 from difalign.report.page import data_uri, write_report
 from difalign.report.records import Evaluation, SampleRecord
@@ -224,3 +225,18 @@ def test_a_browser_shows_it_without_an_error(chromium: str, fake_run: FakeRun) -
         assert found["charts"] >= 12
         for section in ("result", "samples", "kinds", "curves", "configuration", "environment"):
             assert f'id="{section}"' in done.stdout
+
+
+def test_alarms_stand_on_the_page_with_counts_and_lines(fake_run: FakeRun) -> None:
+    folder = fake_run()
+    assert 'id="alarms"' not in write_report(folder).read_text(encoding="utf-8")
+    log = RunLog(folder)
+    for update in range(40):
+        log.append_alarm(Alarm("kl_drift", update // 2, update, seen=f"KL <{update}>", remedy="raise beta"))
+    log.append_alarm(Alarm("export_differs", 20, 40, seen="other pictures", remedy="use a checkpoint"))
+    text = visible(write_report(folder).read_text(encoding="utf-8"))
+    assert "Alarms 41" in text
+    assert "Kl drift 40 ×, Export differs 1 ×." in text
+    assert "kl drift rollout 14, update 29 KL <29>; raise beta" in text
+    assert "update 30" not in text
+    assert "and 11 more in alarms.jsonl" in text

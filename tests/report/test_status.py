@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from difalign.report.alarms import Alarm
 from difalign.report.log import METRICS_FILE, RunLog
 from difalign.report.records import Evaluation, SampleRecord
 from difalign.report.status import run_status
@@ -93,12 +94,24 @@ def test_a_finished_run(tmp_path: Path) -> None:
     log = RunLog(folder)
     records = (SampleRecord("a", "", 0, {"total": 0.25}, 0), SampleRecord("b", "", 0, {"total": 0.75}, 1))
     log.write_evaluation(Evaluation(0, "base", records))
-    log.write_summary({"gain": 0.1, "alarms": {"kl_drift": 2, "zero_variance": 0}})
+    for rollout in range(4):
+        log.append_alarm(Alarm("kl_drift", rollout, 2 * rollout, seen=f"KL {rollout}", remedy="less of it"))
+    log.write_summary({"gain": 0.1, "alarms": {"kl_drift": 4}})
     status = run_status(folder, now=NOW)
     assert status.state == "finished"
     assert status.remaining_seconds is None
     assert [(item.label, item.score, item.samples) for item in status.evaluations] == [("base", 0.5, 2)]
-    assert status.alarms == ("kl_drift: 2",)
+    assert status.alarms == (
+        "kl_drift: 4",
+        *(f"kl_drift at rollout {n}, update {2 * n}: KL {n}; less of it" for n in (1, 2, 3)),
+    )
+
+
+def test_alarms_are_there_while_the_run_goes_on(tmp_path: Path) -> None:
+    folder = going(tmp_path, rollouts=2)
+    assert run_status(folder, now=NOW).alarms == ()
+    RunLog(folder).append_alarm(Alarm("kl_drift", 1, 1, seen="KL 0.2", remedy="less of it"))
+    assert run_status(folder, now=NOW).alarms == ("kl_drift: 1", "kl_drift at rollout 1, update 1: KL 0.2; less of it")
 
 
 @pytest.mark.parametrize("config", ["training: 3\n", "- a list\n", "a: [1\n"])

@@ -135,28 +135,9 @@ class _Stray(PerceptronPolicy):
         return super().forward(x, t, offset) + (0.01 if torch.is_grad_enabled() else 0.0)
 
 
-class _Broken(PerceptronPolicy):
-    """Overflows in training."""
-
-    def forward(self, x: Tensor, t: Tensor, offset: Tensor) -> Tensor:
-        return super().forward(x, t, offset) * (float("inf") if torch.is_grad_enabled() else 1.0)
-
-
 def test_guard_ratio_of_the_first_update() -> None:
     trainer, _ = toy_trainer(toy_config(), network=_Stray(DIMENSIONS))
     with pytest.raises(RuntimeError, match=r"first update deviates from 1 by .* same micro_batch"):
-        trainer.run(0, quiet)
-
-
-def test_guard_non_finite_loss_names_steps_and_prompts() -> None:
-    trainer, _ = toy_trainer(toy_config(), network=_Broken(DIMENSIONS))
-    with pytest.raises(FloatingPointError, match=r"loss is not finite at update 0, steps \[.*\].*sigma.*prompts"):
-        trainer.run(0, quiet)
-
-
-def test_guard_weights_that_do_not_move() -> None:
-    trainer, _ = toy_trainer(toy_config(training={"learning_rate": 1e-30, "weight_decay": 0.0}))
-    with pytest.raises(RuntimeError, match=r"no weight moved.*training\.learning_rate"):
         trainer.run(0, quiet)
 
 
@@ -290,6 +271,7 @@ def test_guard_steps_that_are_skipped_for_ever(monkeypatch) -> None:
     before = weights(pipeline)
     for index in range(19):
         trainer.run(index, quiet)
+    assert not trainer.alarms.given  # it is how the scale is found
     with pytest.raises(FloatingPointError, match="overflowed 20 times in a row at rollout 19"):
         trainer.run(19, quiet)
     assert torch.equal(before, weights(pipeline))
