@@ -179,7 +179,4 @@ def test_alarms_of_another_run_are_a_mismatch(tmp_path: Path) -> None:
     log.append_alarm(ALARM)
     mark = log.mark()
     (tmp_path / "alarms.jsonl").unlink()
-    assert (
-        find_mismatch(tmp_path, mark)
-        == f"alarms.jsonl of the run has 0 bytes, fewer than the {mark.alarms.size} it had then"
-    )
+    assert "alarms.jsonl of the run has 0 bytes" in (find_mismatch(tmp_path, mark) or "")

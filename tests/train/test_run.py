@@ -74,9 +74,11 @@ def with_weights(weights: dict[str, Tensor]) -> Painter:
 
 
 def test_folder_holds_everything_and_nothing_else(finished: Finished) -> None:
+    assert finished.summary["best"]["rollout"] == 2
     state = ("average.safetensors", "optimizer.safetensors", "trainer.json", "weights.safetensors")
     assert set(file_names(finished.folder)) == {
         *(f"checkpoints/{n}/{name}" for n in ("000000", "000002") for name in ("manifest.json", "run.json", *state)),
+        "best/" + WEIGHTS,
         "config.yaml",
         "environment.json",
         "evaluations/000000.json",
