@@ -124,7 +124,8 @@ class Tuning:
         reader = copy.copy(diffusers_pipeline)
         if lora.is_attached(self.network):
             setattr(reader, self._component, self._without_adapters())
-            reader.load_lora_weights(str(folder))
+            with _only_errors():
+                reader.load_lora_weights(str(folder))
         else:
             stored = type(self.network).from_pretrained(str(folder), dtype=self.network.dtype)
             setattr(reader, self._component, stored.to(self.network.device))
@@ -141,3 +142,16 @@ class Tuning:
             owner, _, leaf = name.rpartition(".")
             fresh.get_submodule(owner.removesuffix(".base_layer"))._buffers[leaf] = buffer
         return fresh
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """Inside, diffusers says nothing of text encoders for which a file holds no adapters."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
