@@ -127,7 +127,7 @@ class Tuning:
             with _only_errors():
                 reader.load_lora_weights(str(folder))
         else:
-            stored = type(self.network).from_pretrained(str(folder), dtype=self.network.dtype)
+            stored: Any = type(self.network).from_pretrained(str(folder), dtype=self.network.dtype)
             setattr(reader, self._component, stored.to(self.network.device))
         getattr(reader, self._component).requires_grad_(False).eval()
         return reader
