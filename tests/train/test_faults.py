@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from difalign.train.edge_loss import ChunkLoss, EdgeLoss
 from difalign.train.policy_gradient import PolicyGradient
 from tests.train.faulty import GradientBreaks, LossBreaks
 from tests.train.toy_run import TrainableToy, quiet, toy_config, toy_trainer, weights
@@ -72,6 +74,22 @@ def test_the_micro_batch_at_fault_is_the_one_that_is_named() -> None:
     step = int(alarm.seen.split("steps [")[1].split("]")[0])
     assert f"(sigma {float(pipeline.grid(6).sigma[step]):.4g})" in alarm.seen
     assert alarm.seen.count("'") == 2
+
+
+def test_a_loss_that_is_not_finite_is_enough_though_its_gradient_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, pipeline = trainer_on(LossBreaks, ())
+    trainer.run(0, quiet)
+    before = snapshot(trainer, pipeline)
+    chunk = EdgeLoss.chunk
+
+    def overflowing(self: EdgeLoss, *arguments: Any, **options: Any) -> ChunkLoss:
+        part = chunk(self, *arguments, **options)
+        return replace(part, loss=part.loss + float("inf"))
+
+    monkeypatch.setattr(EdgeLoss, "chunk", overflowing)
+    trainer.run(1, quiet)
+    assert all(map(torch.equal, before, snapshot(trainer, pipeline)))
+    assert "the loss is not finite" in trainer.alarms.given[0].seen
 
 
 def test_skips_in_a_row_stop_and_a_good_update_between_them_does_not() -> None:
