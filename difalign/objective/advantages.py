@@ -1,8 +1,8 @@
-"""Group-relative advantages: who did better than the others that were given the same task."""
+"""Advantages: who did better than the others that were given the same task, or than was usual for it so far."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,37 +59,76 @@ def group_advantages(
     Raises:
         ValueError: if shapes differ, there are no rows, a reward is not finite, or an option is out of range.
     """
-    _check(rewards, group, std=std, global_std=global_std, clip=clip)
+    _check(rewards, group, clip=clip)
+    if std not in _DIVISORS:
+        raise ValueError(f"std must be one of {sorted(_DIVISORS)}, got {std!r}")
+    if global_std is not None and std != "global":
+        raise ValueError(f'global_std is used only with std="global", got std={std!r}')
     values = _exact(rewards)
     ids, inverse, size = torch.unique(group.cpu(), return_inverse=True, return_counts=True)
     mean = _group_sum(values, inverse, ids.numel()) / size
-    centred = values - mean[inverse]
     freedom = (size - ddof).clamp_min(1)  # a single row has no spread whatever ddof says
-    group_std = (_group_sum(centred.square(), inverse, ids.numel()) / freedom).sqrt()
-    zero_variance = group_std < ZERO_STD
+    group_std = (_group_sum((values - mean[inverse]).square(), inverse, ids.numel()) / freedom).sqrt()
     overall = reward_std(rewards, ddof=ddof) if global_std is None else global_std
     divisor = _DIVISORS[std](_Spread(group_std=group_std, overall=overall, eps=eps))
-    advantage = torch.where(zero_variance[inverse], 0.0, centred / divisor[inverse])
-    if clip is not None:
-        advantage = advantage.clamp(-clip, clip)
-    return Advantages(
-        advantage=advantage.float().to(rewards.device),
-        group=ids,
-        size=size,
-        mean=mean,
-        std=group_std,
-        zero_variance=zero_variance,
-    )
+    peers = _Peers(ids, inverse, size, mean, group_std)
+    return _standardised(rewards, peers, divisor, clip=clip)
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What rewards are measured against."""
+
+    count: int  # rewards that these are the moments of
+    mean: float
+    std: float  # 0 for a single reward
+
+
+def moments(rewards: Tensor, *, ddof: int = 0) -> Moments:
+    """Count, mean and std of rewards [M], in float64 from float32, like the groups' own.
+
+    Raises:
+        ValueError: if there are none, or one is not finite.
+    """
+    if rewards.numel() == 0 or not bool(rewards.isfinite().all()):
+        raise ValueError(f"rewards must be finite and at least one, got {rewards.flatten()[:8].tolist()}")
+    values = _exact(rewards)
+    freedom = max(values.numel() - ddof, 1)
+    mean = values.mean()
+    return Moments(values.numel(), float(mean), float(((values - mean).square().sum() / freedom).sqrt()))
 
 
 def reward_std(rewards: Tensor, *, ddof: int = 0) -> float:
-    """The std of all rewards, [M] of every process gathered; 0.0 for a single one.
+    """The std of all rewards, [M] of every process gathered; 0.0 for a single one."""
+    return moments(rewards, ddof=ddof).std
 
-    Calculated in float64 from float32, like the groups' own.
+
+def standardised_advantages(
+    rewards: Tensor, group: Tensor, measures: Sequence[Moments], *, eps: float = 1e-6, clip: float | None = None
+) -> Advantages:
+    """(reward - mean) / (std + eps) with moments that come from elsewhere, such as a history or all processes.
+
+    Calculated like ``group_advantages``. Moments without spread give exactly 0.
+
+    Args:
+        rewards: [M].
+        group: [M] int64, an index into ``measures``.
+        measures: what the rewards of each group are measured against.
+        eps: added to the std; in DDPO's released code 1e-6 with statistics per prompt, 1e-8 without.
+        clip: limit the advantage to +-clip; 5 in DDPO's PyTorch code, 10 in its JAX code.
+
+    Raises:
+        ValueError: if shapes differ, there are no rows, a reward is not finite, a group has no moments, or the clip is
+            not positive.
     """
-    values = _exact(rewards)
-    freedom = max(values.numel() - ddof, 1)
-    return float(((values - values.mean()).square().sum() / freedom).sqrt())
+    _check(rewards, group, clip=clip)
+    if int(group.min()) < 0 or int(group.max()) >= len(measures):
+        raise ValueError(f"group spans {int(group.min())} to {int(group.max())} but there are {len(measures)} measures")
+    ids, inverse = torch.unique(group.cpu(), return_inverse=True)
+    used = [measures[i] for i in ids.tolist()]
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in ([m.mean for m in used], [m.std for m in used]))
+    peers = _Peers(ids, inverse, torch.tensor([m.count for m in used]), mean, std)
+    return _standardised(rewards, peers, std + eps, clip=clip)
 
 
 def informative_rows(advantage: Tensor) -> Tensor:
@@ -113,6 +152,33 @@ _DIVISORS: Mapping[StdMode, Callable[[_Spread], Tensor]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Peers:
+    """Whom every row is compared with."""
+
+    group: Tensor  # [G]
+    inverse: Tensor  # [M], index into the others
+    size: Tensor  # [G]
+    mean: Tensor  # [G] float64
+    std: Tensor  # [G] float64
+
+
+def _standardised(rewards: Tensor, peers: _Peers, divisor: Tensor, *, clip: float | None) -> Advantages:
+    zero_variance = peers.std < ZERO_STD
+    centred = _exact(rewards) - peers.mean[peers.inverse]
+    advantage = torch.where(zero_variance[peers.inverse], 0.0, centred / divisor[peers.inverse])
+    if clip is not None:
+        advantage = advantage.clamp(-clip, clip)
+    return Advantages(
+        advantage=advantage.float().to(rewards.device),
+        group=peers.group,
+        size=peers.size,
+        mean=peers.mean,
+        std=peers.std,
+        zero_variance=zero_variance,
+    )
+
+
 def _exact(rewards: Tensor) -> Tensor:
     """Float32 values in float64, on the CPU: scalars are few, and not every accelerator has float64."""
     return rewards.detach().cpu().float().double()
@@ -122,7 +188,7 @@ def _group_sum(values: Tensor, inverse: Tensor, groups: int) -> Tensor:
     return values.new_zeros(groups).index_add_(0, inverse, values)
 
 
-def _check(rewards: Tensor, group: Tensor, *, std: str, global_std: float | None, clip: float | None) -> None:
+def _check(rewards: Tensor, group: Tensor, *, clip: float | None) -> None:
     if rewards.dim() != 1 or rewards.shape != group.shape or rewards.numel() == 0:
         raise ValueError(
             f"rewards and group must be equal non-empty vectors, got {tuple(rewards.shape)}, {tuple(group.shape)}"
@@ -130,9 +196,5 @@ def _check(rewards: Tensor, group: Tensor, *, std: str, global_std: float | None
     if not bool(rewards.isfinite().all()):
         bad = (~rewards.isfinite()).nonzero().flatten().tolist()
         raise ValueError(f"rewards must be finite; rows {bad[:8]} are not: a reward model returned NaN or infinity")
-    if std not in _DIVISORS:
-        raise ValueError(f"std must be one of {sorted(_DIVISORS)}, got {std!r}")
-    if global_std is not None and std != "global":
-        raise ValueError(f'global_std is used only with std="global", got std={std!r}')
     if clip is not None and clip <= 0:
         raise ValueError(f"clip must be positive or None, got {clip}")

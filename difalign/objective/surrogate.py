@@ -1,10 +1,10 @@
-"""The clipped policy-gradient surrogate (PPO) on mean log-densities, and the ratios it can be built on."""
+"""Policy-gradient losses on mean log-densities: clipped surrogate (PPO), score function (REINFORCE), and ratios."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
@@ -65,6 +65,23 @@ class RatioNorm:
         return (log_prob - old_log_prob + shift / (2.0 * std.square())) * std
 
 
+class PolicyLoss(Protocol):
+    """What a policy loss is called with; every loss of ``SURROGATES`` follows it."""
+
+    def __call__(
+        self,
+        log_prob: Tensor,
+        old_log_prob: Tensor,
+        advantage: Tensor,
+        *,
+        clip_range: float | ClipRange,
+        weight: Tensor | None = None,
+        log_ratio: LogRatio = plain_log_ratio,
+    ) -> Surrogate:
+        """The loss of every row; the arguments are those of ``clipped_surrogate``."""
+        ...
+
+
 def clipped_surrogate(
     log_prob: Tensor,
     old_log_prob: Tensor,
@@ -75,6 +92,8 @@ def clipped_surrogate(
     log_ratio: LogRatio = plain_log_ratio,
 ) -> Surrogate:
     """weight * max(-A * r, -A * clip(r, 1 - low, 1 + high)), one loss per row (PPO, arXiv 1707.06347, Eq. 7).
+
+    With the plain ratio this is DDPO with importance sampling (arXiv 2305.13301, section 4.3: DDPO-IS).
 
     Args:
         log_prob: [N] mean log-density under the policy being trained.
@@ -87,25 +106,72 @@ def clipped_surrogate(
     Raises:
         ValueError: if shapes differ, which broadcasting would hide, or the clip range is out of bounds.
     """
+    _check_shapes(log_prob, old_log_prob, advantage, weight)
+    bounds, advantage = _bounds(clip_range), advantage.detach()
+    delta = log_ratio(log_prob, old_log_prob.detach())
+    ratio = delta.exp()
+    loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1.0 - bounds.low, 1.0 + bounds.high))
+    return _reported(loss, delta, bounds=bounds, weight=weight)
+
+
+def score_function(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    *,
+    clip_range: float | ClipRange,
+    weight: Tensor | None = None,
+    log_ratio: LogRatio = plain_log_ratio,
+) -> Surrogate:
+    """weight * -A * log_prob, one loss per row: REINFORCE.
+
+    DDPO's score-function estimator (arXiv 2305.13301, section 4.3: DDPO-SF). Its gradient is that of the objective
+    only on samples of the policy being trained, where it equals the gradient of ``clipped_surrogate``: one update a
+    rollout. No ratio enters the loss; ratio, divergence and clip fractions are what they would be, and say whether the
+    samples are still the policy's own.
+
+    Args:
+        log_prob: [N] mean log-density under the policy being trained.
+        old_log_prob: [N] under the policy that sampled; only for what is logged.
+        advantage: [N]; treated as data.
+        clip_range: only for what is logged.
+        weight: [N] step weights, default 1.
+        log_ratio: only for what is logged.
+
+    Raises:
+        ValueError: as ``clipped_surrogate``.
+    """
+    _check_shapes(log_prob, old_log_prob, advantage, weight)
+    delta = log_ratio(log_prob, old_log_prob.detach())
+    return _reported(-advantage.detach() * log_prob, delta, bounds=_bounds(clip_range), weight=weight)
+
+
+SURROGATES: Mapping[str, PolicyLoss] = {"clipped": clipped_surrogate, "score_function": score_function}
+
+
+def _reported(loss: Tensor, delta: Tensor, *, bounds: ClipRange, weight: Tensor | None) -> Surrogate:
+    """The loss, weighted, with what is logged about the log-ratio ``delta``."""
+    delta = delta.detach()
+    ratio = delta.exp()
+    high = (ratio > 1.0 + bounds.high).to(ratio.dtype).mean()
+    low = (ratio < 1.0 - bounds.low).to(ratio.dtype).mean()
+    return Surrogate(
+        loss=loss if weight is None else loss * weight.detach(),
+        ratio=ratio,
+        approx_kl=0.5 * delta.square().mean(),
+        clip_fraction=high + low,
+        clip_fraction_high=high,
+        clip_fraction_low=low,
+    )
+
+
+def _bounds(clip_range: float | ClipRange) -> ClipRange:
+    return clip_range if isinstance(clip_range, ClipRange) else ClipRange(low=clip_range, high=clip_range)
+
+
+def _check_shapes(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, weight: Tensor | None) -> None:
     for name, value in (("old_log_prob", old_log_prob), ("advantage", advantage), ("weight", weight)):
         if value is not None and value.shape != log_prob.shape:
             raise ValueError(
                 f"{name} must have the shape of log_prob {tuple(log_prob.shape)}, got {tuple(value.shape)}"
             )
-    bounds = clip_range if isinstance(clip_range, ClipRange) else ClipRange(low=clip_range, high=clip_range)
-    advantage = advantage.detach()
-    delta = log_ratio(log_prob, old_log_prob.detach())
-    ratio = delta.exp()
-    loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1.0 - bounds.low, 1.0 + bounds.high))
-    if weight is not None:
-        loss = loss * weight.detach()
-    high = (ratio.detach() > 1.0 + bounds.high).to(ratio.dtype).mean()
-    low = (ratio.detach() < 1.0 - bounds.low).to(ratio.dtype).mean()
-    return Surrogate(
-        loss=loss,
-        ratio=ratio.detach(),
-        approx_kl=0.5 * delta.detach().square().mean(),
-        clip_fraction=high + low,
-        clip_fraction_high=high,
-        clip_fraction_low=low,
-    )

@@ -1,4 +1,4 @@
-"""The clipped surrogate: golden numbers, its gradient at the first update, and the normalised ratio."""
+"""The policy losses: golden numbers, their gradients at the first update and later, and the normalised ratio."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from difalign.core.gaussian import log_prob, mean_over_latent, sample
 from difalign.core.types import GaussianStep
 from difalign.objective.advantages import group_advantages
-from difalign.objective.surrogate import ClipRange, RatioNorm, clipped_surrogate
+from difalign.objective.surrogate import SURROGATES, ClipRange, PolicyLoss, RatioNorm, clipped_surrogate, score_function
 from difalign.process.flow import FlowProcess
 from difalign.process.grids import flow_match_grid
 
@@ -44,9 +44,19 @@ def test_gradient_stops_only_where_the_clip_binds() -> None:
     assert (log_ratio.grad != 0).tolist() == [False, True, True, False]
 
 
-def test_what_is_logged_about_the_ratio() -> None:
+@pytest.mark.golden
+def test_gradient_on_either_side_of_the_clip_in_numbers() -> None:
+    """The clip never holds back a row that is to be made less likely and has become more so."""
+    log_ratio = double(0.2, 0.2, -0.2, -0.2).requires_grad_()
+    clipped_surrogate(log_ratio, double(0, 0, 0, 0), double(1, -1, -1, 1), clip_range=0.1).loss.sum().backward()
+    assert log_ratio.grad is not None
+    assert log_ratio.grad.tolist() == pytest.approx([0, 1.221403, 0, -0.818731], abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", SURROGATES.values(), ids=SURROGATES)
+def test_what_is_logged_about_the_ratio(loss: PolicyLoss) -> None:
     delta = double(2e-3, -2e-3, 5e-4, 2e-3)
-    result = clipped_surrogate(delta, double(0, 0, 0, 0), double(1, 1, 1, 1), clip_range=1e-3)
+    result = loss(delta, double(0, 0, 0, 0), double(1, 1, 1, 1), clip_range=1e-3)
     assert float(result.clip_fraction) == 0.75
     assert float(result.clip_fraction_high) == 0.5
     assert float(result.clip_fraction_low) == 0.25
@@ -93,6 +103,47 @@ def test_the_first_update_is_reinforce() -> None:
     torch.testing.assert_close(policy.gradient(result.loss.mean()), policy.gradient(reinforce), atol=1e-10, rtol=0)
 
 
+def test_on_policy_both_losses_have_one_gradient_to_the_last_bit() -> None:
+    policy, weight = Policy(), torch.rand(8, dtype=torch.float64)
+    clipped, score = (
+        loss(policy.log_prob(), policy.old_log_prob, policy.advantage, clip_range=1e-4, weight=weight).loss.mean()
+        for loss in (clipped_surrogate, score_function)
+    )
+    gradient = policy.gradient(score)
+    assert torch.equal(policy.gradient(clipped), gradient)
+    assert bool((gradient != 0).all())
+
+
+def test_the_score_function_does_not_correct_for_another_sampler() -> None:
+    """Off-policy its gradient lacks the ratio's factor, and no clip stops it: hence one update a rollout."""
+    policy = Policy()
+    with torch.no_grad():
+        policy.parameters += 0.05
+    score = score_function(policy.log_prob(), policy.old_log_prob, policy.advantage, clip_range=0.5)
+    elsewhere = score_function(policy.log_prob(), policy.old_log_prob - 3, policy.advantage, clip_range=0.5)
+    assert torch.equal(score.loss, elsewhere.loss)
+    log_prob = policy.log_prob()
+    corrected = -(policy.advantage * (log_prob - policy.old_log_prob).exp().detach() * log_prob)
+    sampled = clipped_surrogate(
+        policy.log_prob(), policy.old_log_prob, policy.advantage, clip_range=ClipRange(low=1.0, high=1e9)
+    )
+    true = policy.gradient(sampled.loss.mean())
+    torch.testing.assert_close(policy.gradient(corrected.mean()), true, atol=1e-10, rtol=0)
+    assert not torch.allclose(policy.gradient(score.loss.mean()), true, rtol=1e-3)
+
+
+def test_the_score_of_a_gaussian_in_closed_form() -> None:
+    """d log p / d mean = (x' - mean) / std^2, over the number of latent elements since log p is a mean."""
+    rows, std = 5, 0.3
+    mean = torch.randn(rows, 7, dtype=torch.float64, requires_grad=True)
+    step = GaussianStep(mean, torch.full((rows, 1), std, dtype=torch.float64))
+    x_next, advantage = torch.randn(rows, 7, dtype=torch.float64), torch.randn(rows, dtype=torch.float64)
+    log_density = log_prob(step, x_next)
+    score_function(log_density, log_density.detach(), advantage, clip_range=0.1).loss.sum().backward()
+    expected = -advantage[:, None] * (x_next - mean.detach()) / std**2 / 7
+    torch.testing.assert_close(mean.grad, expected, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_micro_batches_add_up_to_the_batch(parts: int) -> None:
     policy = Policy()
@@ -117,10 +168,12 @@ def test_weights_scale_both_branches_and_nothing_without_advantage() -> None:
     assert torch.equal(weighted.ratio, plain.ratio)
 
 
-def test_only_the_new_log_prob_carries_gradient() -> None:
+@pytest.mark.parametrize("surrogate", SURROGATES.values(), ids=SURROGATES)
+def test_only_the_new_log_prob_carries_gradient(surrogate: PolicyLoss) -> None:
     old, advantage, weight = (torch.ones(3, requires_grad=True) for _ in range(3))
-    loss = clipped_surrogate(torch.zeros(3, requires_grad=True), old, advantage, clip_range=0.1, weight=weight).loss
-    loss.sum().backward()
+    result = surrogate(torch.zeros(3, requires_grad=True), old, advantage, clip_range=0.1, weight=weight)
+    result.loss.sum().backward()
+    assert not result.ratio.requires_grad
     assert old.grad is None
     assert advantage.grad is None
     assert weight.grad is None
@@ -205,11 +258,12 @@ def test_an_empty_clip_range_is_refused(low: float, high: float) -> None:
         ClipRange(low=low, high=high)
 
 
-def test_shapes_that_would_broadcast_are_refused() -> None:
+@pytest.mark.parametrize("loss", SURROGATES.values(), ids=SURROGATES)
+def test_shapes_that_would_broadcast_are_refused(loss: PolicyLoss) -> None:
     row = torch.zeros(4)
     with pytest.raises(ValueError, match="weight"):
-        clipped_surrogate(row, row, row, clip_range=0.1, weight=torch.ones(4, 1))
+        loss(row, row, row, clip_range=0.1, weight=torch.ones(4, 1))
     with pytest.raises(ValueError, match="advantage"):
-        clipped_surrogate(row, row, torch.zeros(1), clip_range=0.1)
+        loss(row, row, torch.zeros(1), clip_range=0.1)
     with pytest.raises(ValueError, match="old_log_prob"):
-        clipped_surrogate(row, torch.zeros(4, 4), row, clip_range=0.1)
+        loss(row, torch.zeros(4, 4), row, clip_range=0.1)
