@@ -73,7 +73,8 @@ class DiffusionProcess:
         std = torch.where(std < LEAST_STD, torch.zeros_like(std), std)
         clean = self.parameterisation.clean(x, prediction, levels)
         noise = self.parameterisation.noise(x, prediction, levels)
-        direction = (1 - kept_next - std.square()).sqrt() * noise
+        # From pure noise (a = 0) under eta = 1 what is left is 0, or by rounding less, whose root diffusers takes.
+        direction = (1 - kept_next - std.square()).clamp(min=0).sqrt() * noise
         return GaussianStep(mean=levels.alpha_next * clean + direction, std=std)
 
     def clean_estimate(self, x: Tensor, prediction: Tensor, grid: NoiseGrid, step: int | Tensor) -> Tensor:

@@ -42,6 +42,20 @@ def scaled_linear_betas(beta_start: float, beta_end: float, num_train_timesteps:
     return linear_betas(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
 
 
+def zero_terminal_shares(kept: Tensor) -> Tensor:
+    """``kept`` ([T_train], alphas_cumprod) with roots moved and stretched so that the last is 0 and the first stays.
+
+    The noisiest level is then pure noise, as a chain's start is (arXiv 2305.08891, Algorithm 1). A prediction of the
+    noise says nothing about the data there; such models predict v or the data. In the order of diffusers, which goes
+    through the betas.
+    """
+    roots = kept.sqrt()
+    moved = (roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))
+    stretched = moved**2
+    betas = 1 - torch.cat([stretched[:1], stretched[1:] / stretched[:-1]])
+    return (1.0 - betas).cumprod(dim=0)
+
+
 SPACINGS: Mapping[str, Spacing] = {
     "leading": leading_timesteps,
     "trailing": trailing_timesteps,
@@ -56,6 +70,7 @@ def ddim_grid(
     spacing: Spacing = leading_timesteps,
     steps_offset: int = 1,  # Stable Diffusion 1.x and 2.x
     set_alpha_to_one: bool = False,  # likewise
+    zero_terminal_snr: bool = False,  # likewise; diffusers' rescale_betas_zero_snr
     betas: BetaSchedule = scaled_linear_betas,
     beta_start: float = 0.00085,  # likewise
     beta_end: float = 0.012,
@@ -79,6 +94,8 @@ def ddim_grid(
             f"{int(timesteps[0])}, beyond the {num_train_timesteps} of training; use fewer steps"
         )
     kept = (1.0 - betas(beta_start, beta_end, num_train_timesteps)).cumprod(dim=0)
+    if zero_terminal_snr:
+        kept = zero_terminal_shares(kept)
     final = torch.ones(()) if set_alpha_to_one else kept[0]
     landing = timesteps - num_train_timesteps // num_steps
     kept_landing = torch.where(landing >= 0, kept[landing.clamp(min=0)], final)

@@ -17,3 +17,10 @@ def ddim_scheduler(**options: Any) -> Any:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     return DDIMScheduler(**options)
+
+
+def ddpm_scheduler(**options: Any) -> Any:
+    """A DDPMScheduler."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    return DDPMScheduler(**options)

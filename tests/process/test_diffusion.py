@@ -6,7 +6,6 @@ Golden numbers are those of Stable Diffusion's schedule: scaled linear betas 0.0
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -49,35 +48,60 @@ def all_steps(grid: NoiseGrid, noise_level: float, *, process: DiffusionProcess 
 
 
 # ------------------------------------------------------------------------------------------ against diffusers
+def assert_steps_are_those_of_diffusers(
+    num_steps: int, *, spacing: str, prediction_type: str, offset: int = 1, one: bool = False, zero_snr: bool = False
+) -> None:
+    """Every step of a chain at three etas, sample and estimate of the data, to the last bit."""
+    scheduler = ddim_scheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=one,
+        steps_offset=offset,
+        timestep_spacing=spacing,
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=zero_snr,
+    )
+    scheduler.set_timesteps(num_steps)
+    grid = ddim_grid(
+        num_steps, spacing=SPACINGS[spacing], steps_offset=offset, set_alpha_to_one=one, zero_terminal_snr=zero_snr
+    )
+    process = DiffusionProcess().reading(prediction_type)
+    x, prediction, noise = draw(2, 3, 4, 4)
+    for index, time in enumerate(scheduler.timesteps.tolist()):
+        for eta in (0.0, 0.3, 1.0):
+            given = noise if eta else None
+            theirs = scheduler.step(prediction, time, x, eta=eta, variance_noise=given)
+            step = process.transition(x, prediction, grid, index, eta)
+            assert bool(step.mean.isfinite().all())
+            if zero_snr and index == 0 and eta == 1.0 and not bool(theirs.prev_sample.isfinite().all()):
+                # It takes the root of a rounding error below 0, where nothing of the noise is kept.
+                data = grid.alpha_next[0] * process.clean_estimate(x, prediction, grid, 0)
+                torch.testing.assert_close(step.mean, data.float(), atol=1e-6, rtol=0)
+            else:
+                assert torch.equal(sample(step, noise), theirs.prev_sample), (num_steps, index, eta)
+            assert (eta == 0.0) <= bool((step.std == 0).all())
+        clean = process.clean_estimate(x, prediction, grid, index)
+        assert torch.equal(clean, theirs.pred_original_sample)
+
+
 @EVERY_SPACING
 @EVERY_PREDICTION
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("one", [False, True])
 def test_every_step_equals_diffusers_bit_for_bit(spacing: str, prediction_type: str, offset: int, one: bool) -> None:
-    process = DiffusionProcess().reading(prediction_type)
     for num_steps in (1, 7, 20, 50):
-        scheduler = ddim_scheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=one,
-            steps_offset=offset,
-            timestep_spacing=spacing,
-            prediction_type=prediction_type,
+        assert_steps_are_those_of_diffusers(
+            num_steps, spacing=spacing, prediction_type=prediction_type, offset=offset, one=one
         )
-        scheduler.set_timesteps(num_steps)
-        grid = ddim_grid(num_steps, spacing=SPACINGS[spacing], steps_offset=offset, set_alpha_to_one=one)
-        x, prediction, noise = draw(2, 3, 4, 4)
-        for index, time in enumerate(scheduler.timesteps.tolist()):
-            for eta in (0.0, 0.3, 1.0):
-                given = noise if eta else None
-                theirs = scheduler.step(prediction, time, x, eta=eta, variance_noise=given)
-                step = process.transition(x, prediction, grid, index, eta)
-                assert torch.equal(sample(step, noise), theirs.prev_sample), (num_steps, index, eta)
-                assert (eta == 0.0) <= bool((step.std == 0).all())
-            clean = process.clean_estimate(x, prediction, grid, index)
-            assert torch.equal(clean, theirs.pred_original_sample)
+
+
+@EVERY_SPACING
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_from_pure_noise_too(spacing: str, prediction_type: str) -> None:
+    for num_steps in (7, 20):
+        assert_steps_are_those_of_diffusers(num_steps, spacing=spacing, prediction_type=prediction_type, zero_snr=True)
 
 
 def test_a_batch_at_different_steps_is_its_rows_bit_for_bit() -> None:
@@ -100,30 +124,6 @@ def test_noising_equals_diffusers() -> None:
     grid, (clean, noise, _) = ddim_grid(20), draw(20, 3, 4, 4)
     ours = DiffusionProcess().noised(clean, noise, grid, torch.arange(20))
     torch.testing.assert_close(ours, scheduler.add_noise(clean, noise, grid.model_time), atol=1e-6, rtol=0)
-
-
-def test_eta_one_is_ancestral_sampling_at_every_step_but_the_last() -> None:
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-    ancestral: Any = DDPMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        variance_type="fixed_small",
-        steps_offset=1,
-    )
-    ancestral.set_timesteps(20)
-    grid, (x, prediction, _) = ddim_grid(20), draw(2, 3, 4, 4)
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
-    for index, time in enumerate(ancestral.timesteps.tolist()):
-        source = torch.Generator().manual_seed(5)
-        theirs = ancestral.step(prediction, time, x, generator=source).prev_sample
-        ours = sample(DiffusionProcess().transition(x, prediction, grid, index, 1.0), noise)
-        if index < 19:
-            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-        else:  # DDPM lets the last step be deterministic, DDIM does not
-            assert float((ours - theirs).abs().max()) > 0.01
 
 
 # --------------------------------------------------------------------------------------------- golden numbers
@@ -169,14 +169,6 @@ def test_divergence_of_two_predictions_in_closed_form() -> None:
     normal = [torch.distributions.Normal(step.mean, step.std.expand_as(step.mean)) for step in (one, other)]
     theirs = torch.distributions.kl_divergence(*normal).flatten(1).mean(1)
     torch.testing.assert_close(kl_same_std(one, other.mean), theirs, rtol=1e-9, atol=0)
-
-
-def test_mean_log_density_over_own_noise() -> None:
-    """E[log p] = -1/2 - ln std - ln(2 pi) / 2, here of one row with 1e5 elements."""
-    x, prediction, noise = draw(1, 100_000, dtype=torch.float64)
-    step = DiffusionProcess().transition(x, prediction, ddim_grid(20), 18, 1.0)
-    expected = -0.5 - math.log(float(step.std)) - 0.5 * math.log(2 * math.pi)
-    assert float(log_prob(step, sample(step, noise))) == pytest.approx(expected, abs=3 / math.sqrt(2 * 100_000))
 
 
 # ----------------------------------------------------------------------------------------------- the last step
@@ -288,27 +280,3 @@ def test_zero_terminal_snr_is_finite_with_v() -> None:
         step = DiffusionProcess(V_PREDICTION).transition(x, v, grid, 0, eta)
         assert bool(step.mean.isfinite().all())
         torch.testing.assert_close(DiffusionProcess(V_PREDICTION).clean_estimate(x, v, grid, 0), -v, atol=0, rtol=0)
-
-
-# --------------------------------------------------------------------------------------------- what is stored
-@pytest.mark.parametrize("storage", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_stored_state_has_the_same_density_again(storage: torch.dtype) -> None:
-    grid, (x, prediction, noise) = ddim_grid(50), draw(16, 4, 64, 64)
-    step = DiffusionProcess().transition(x, prediction, grid, 49, 1.0)
-    stored = sample(step, noise).to(storage)
-    first, again = log_prob(step, stored), log_prob(step, stored.clone())
-    assert torch.equal(first, again)
-
-
-@pytest.mark.golden
-def test_a_density_taken_before_rounding_would_exceed_the_clip_range() -> None:
-    """Why states are rounded first: at the last step bfloat16 moves the log-density by 27 clip ranges of 1e-4."""
-    grid, (x, prediction, noise) = ddim_grid(50), draw(16, 4, 64, 64)
-    step = DiffusionProcess().transition(x, prediction, grid, 49, 1.0)
-    after = sample(step, noise)
-    drift = {
-        t: float((log_prob(step, after.to(t)) - log_prob(step, after)).abs().mean())
-        for t in (torch.float16, torch.bfloat16)
-    }
-    assert 1e-5 < drift[torch.float16] < 2e-4
-    assert 1e-3 < drift[torch.bfloat16] < 5e-3

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from difalign.core.types import NoiseGrid
-from difalign.process.diffusion_grids import BETA_SCHEDULES, SPACINGS, ddim_grid, scaled_linear_betas
+from difalign.process.diffusion_grids import (
+    BETA_SCHEDULES,
+    SPACINGS,
+    ddim_grid,
+    scaled_linear_betas,
+    zero_terminal_shares,
+)
 from difalign.process.levels import levels_at
 from tests.process.diffusers_reference import ddim_scheduler
 
@@ -20,6 +26,18 @@ def reference(num_steps: int, *, betas: str = "scaled_linear", **options: Any) -
     scheduler = ddim_scheduler(beta_start=0.00085, beta_end=0.012, beta_schedule=betas, clip_sample=False, **options)
     scheduler.set_timesteps(num_steps)
     return scheduler
+
+
+@pytest.mark.parametrize("betas", BETA_SCHEDULES)
+def test_shares_that_end_in_pure_noise_are_those_of_diffusers(betas: str) -> None:
+    plain = (1 - BETA_SCHEDULES[betas](0.00085, 0.012, 1000)).cumprod(0)
+    kept = zero_terminal_shares(plain)
+    assert torch.equal(kept, reference(20, betas=betas, rescale_betas_zero_snr=True).alphas_cumprod)
+    assert float(kept[-1]) == 0.0
+    assert float(kept[0]) == pytest.approx(float(plain[0]), rel=1e-6)
+    assert bool((kept.diff() < 0).all())
+    grid = ddim_grid(20, spacing=SPACINGS["trailing"], betas=BETA_SCHEDULES[betas], zero_terminal_snr=True)
+    assert (float(grid.alpha[0]), float(grid.sigma[0])) == (0.0, 1.0)
 
 
 @EVERY_SPACING
