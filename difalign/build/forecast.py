@@ -176,8 +176,10 @@ def _forecast_walk(
     micro = sampling.micro_batch
     stored = None
     if latent_shape is not None:
-        latents = parts * roots * (2 * walk.edges + walk.leaves)  # where an edge starts and ends; the samples
-        stored = latents * math.prod(latent_shape) * _BYTES[sampling.storage_dtype]
+        per_root = (2 * walk.edges + walk.leaves) * _BYTES[sampling.storage_dtype]  # both ends of an edge; the samples
+        if config.objective.ratio == "ratio_norm":
+            per_root += walk.edges * _BYTES["float32"]  # the mean of an edge
+        stored = parts * roots * per_root * math.prod(latent_shape)
     return ProcessForecast(
         processes=processes,
         prompts_per_update=prompts,

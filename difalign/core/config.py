@@ -5,6 +5,7 @@ changes once made. ``difalign.core.overrides`` builds one from YAML and ``key.su
 
 Sources: FG = Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) and its released configuration for SD3.5-Medium;
 TF = TempFlow-GRPO (arXiv 2508.04324); MG = MixGRPO (arXiv 2507.21802); BG = BranchGRPO (arXiv 2509.06040);
+DDPO = Black et al. 2023 (arXiv 2305.13301) and its released configurations;
 own = chosen here, for the shipped tiny model or for the user's safety.
 """
 
@@ -25,6 +26,9 @@ RuleName = Literal["flow_grpo", "dance", "wan", "cps", "ddim_eta", "ddim"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 WeightName = Literal["uniform", "noise_aware", "inverse_step_size"]
 LogProbName = Literal["gaussian", "squared_error"]
+SurrogateName = Literal["clipped", "score_function"]
+RatioName = Literal["plain", "ratio_norm"]
+StatisticsName = Literal["group", "rollout", "prompt_history"]
 KLName = Literal["none", "flow_grpo", "gaussian", "velocity", "x0"]
 TrackerName = Literal["tensorboard", "wandb", "trackio", "swanlab"]
 WindowStrategy = Literal["fixed", "random", "progressive", "decay", "exp_decay"]
@@ -117,12 +121,23 @@ class SamplingConfig(Section):
     storage_dtype: DtypeName = "float32"  # own: exact first ratio; FG stores fp16
 
 
+class PromptHistoryConfig(Section):
+    """What is kept of every prompt's rewards, for ``statistics: prompt_history``."""
+
+    buffer_size: Count = 16  # DDPO, compressibility; 32 for aesthetic quality and alignment
+    min_count: Annotated[int, Field(ge=2)] = 16  # DDPO; below it a prompt is compared with the rollout
+
+
 class AdvantageConfig(Section):
     """How rewards become advantages."""
 
+    # group: the samples of one task (FG); rollout: all of a rollout (DDPO without tracking of prompts);
+    # prompt_history: the last rewards of the prompt (DDPO with it).
+    statistics: StatisticsName = "group"  # FG
+    history: PromptHistoryConfig = PromptHistoryConfig()
     std: Literal["group", "global", "none"] = "group"  # TF ablation: per-prompt std beats FG's global one
     ddof: Annotated[int, Field(ge=0, le=1)] = 0  # FG: np.std
-    eps: NonNegative = 1e-4  # FG
+    eps: NonNegative = 1e-4  # FG; DDPO: 1e-6 with prompt_history, 1e-8 with rollout
     clip: Positive = 5.0  # FG: adv_clip_max
     group_by: Literal["prompt", "seed"] = "prompt"  # FG; TF compares children of one seed
 
@@ -138,6 +153,8 @@ class ObjectiveConfig(Section):
     """What is optimised."""
 
     advantage: AdvantageConfig = AdvantageConfig()
+    surrogate: SurrogateName = "clipped"  # FG, DDPO-IS; score_function: DDPO-SF, one update a rollout
+    ratio: RatioName = "plain"  # FG; ratio_norm: GRPO-Guard (arXiv 2510.22319)
     log_prob: LogProbName = "gaussian"  # own: the density; Flow-CPS's code (arXiv 2509.05952): squared_error
     clip_range: Positive = 1e-4  # FG; 1e-5 in its window recipes (log-prob is a mean over latent elements)
     kl: KLConfig = KLConfig()
@@ -301,8 +318,15 @@ class RunConfig(Section):
 
     @property
     def group_size(self) -> int:
-        """How many samples are compared with one another."""
+        """How many rewards one reward is compared with, itself among them; the most, where a history grows."""
         leaves = leaves_per_seed(self.sampling.plan)
+        match self.objective.advantage.statistics:
+            case "rollout":
+                return leaves * self.sampling.samples_per_prompt * self.prompts_per_rollout
+            case "prompt_history":
+                return self.objective.advantage.history.buffer_size
+            case "group":
+                pass
         return leaves if self.objective.advantage.group_by == "seed" else leaves * self.sampling.samples_per_prompt
 
     @model_validator(mode="after")

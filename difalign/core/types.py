@@ -101,6 +101,7 @@ class Trajectories:
     final_root: Tensor  # [L] int64
     final_plan: Tensor  # [L] int64, index into the plans that were run
     forwards: int  # rows the network was evaluated on
+    mean: Tensor | None = None  # [M, *latent] float32, of each edge's distribution; kept only on request
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ def rollout(
     storage_dtype: torch.dtype = torch.float32,
     storage_device: torch.device | str | None = None,
     log_prob: LogProb = gaussian.log_prob,
+    keep_mean: bool = False,
     progress: Progress | None = None,
 ) -> Trajectories:
     """Walk every root down every plan, without gradients.
@@ -66,6 +67,8 @@ def rollout(
         storage_device: of the recorded edges, which are most of what a rollout keeps; None is the pipeline's. "cpu"
             leaves accelerator memory to the network. Leaves stay where the pipeline is.
         log_prob: the log-density of a recorded step; the objective must replay with the same one.
+        keep_mean: whether the mean of every recorded step is kept too, in the dtype of the arithmetic: a rounded one
+            would differ from the replayed one on unchanged weights.
         progress: called with (rows evaluated, rows in all) after every forward.
 
     Raises:
@@ -81,9 +84,10 @@ def rollout(
     start = start.to(pipeline.device, storage_dtype)
     _check_densities(pipeline, trie, grid, start)
 
-    walk = _Walk(pipeline, grid, condition, prompt_index, tuple(root_seeds), micro_batch, log_prob)
+    walk = _Walk(pipeline, grid, condition, prompt_index, tuple(root_seeds), micro_batch, log_prob, keep_mean)
     edges = sum(edge.rows for _, edge in trie.recorded)
-    record = _Record.empty(start, edges=edges, device=start.device if storage_device is None else storage_device)
+    device = start.device if storage_device is None else storage_device
+    record = _Record.empty(start, edges=edges, device=device, keep_mean=keep_mean)
     meter = _Meter(total=len(root_seeds) * sum(level.rows for level in trie.levels), progress=progress)
     leaves = _walk_down(walk, trie, start, record, meter)
     return _assemble(record, leaves, trie, forwards=meter.done)
@@ -103,11 +107,11 @@ def _walk_down(walk: _Walk, trie: Trie, start: Tensor, record: _Record, meter: _
         children = []
         for edge in level.edges:
             x, prediction = nodes[edge.parent], by_node[edge.parent]
-            x_next, density = walk.descend(i, edge, x, prediction, noise)
-            if density is not None:
-                record.write(recorded, edge, x, x_next, density)
+            descent = walk.descend(i, edge, x, prediction, noise)
+            if edge.entry.record:
+                record.write(recorded, edge, x, descent)
                 recorded += edge.rows
-            children.append(x_next)
+            children.append(descent.x_next)
         nodes = children
     return nodes
 
@@ -127,6 +131,15 @@ class _Meter:
 
 
 @dataclass(frozen=True, slots=True)
+class _Descent:
+    """All rows of one edge after its step."""
+
+    x_next: Tensor  # [N, *latent] storage dtype
+    log_prob: Tensor | None  # [N]; None if the edge is not recorded
+    mean: Tensor | None  # [N, *latent]; None if it is not kept
+
+
+@dataclass(frozen=True, slots=True)
 class _Walk:
     """What stays the same from step to step."""
 
@@ -137,6 +150,7 @@ class _Walk:
     root_seeds: tuple[int, ...]  # R
     micro_batch: int
     log_prob: LogProb
+    keep_mean: bool
 
     def predictions(self, step: int, level: Level, nodes: Sequence[Tensor]) -> Iterator[Tensor]:
         """The network on every row of every node once, in micro-batches that may span nodes."""
@@ -168,12 +182,10 @@ class _Walk:
                     row.normal_(generator=source)
         return noise
 
-    def descend(
-        self, step: int, edge: Edge, x: Tensor, prediction: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Take one edge from all rows of its parent: (children in storage dtype, their log-probs if recorded)."""
+    def descend(self, step: int, edge: Edge, x: Tensor, prediction: Tensor, noise: Tensor) -> _Descent:
+        """Take one edge from all rows of its parent."""
         count = len(self.root_seeds) * edge.rows
-        children, log_probs = [], []
+        children, log_probs, means = [], [], []
         for low in range(0, count, self.micro_batch):
             child = torch.arange(low, min(low + self.micro_batch, count))
             parent = (child // edge.entry.fan_out).to(x.device)
@@ -192,7 +204,13 @@ class _Walk:
             children.append(x_next)
             if edge.entry.record:
                 log_probs.append(self.log_prob(distribution, x_next))
-        return torch.cat(children), torch.cat(log_probs) if log_probs else None
+            if edge.entry.record and self.keep_mean:
+                means.append(distribution.mean)
+        return _Descent(
+            x_next=torch.cat(children),
+            log_prob=torch.cat(log_probs) if log_probs else None,
+            mean=torch.cat(means) if means else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,20 +220,27 @@ class _Record:
     x: Tensor  # [R, edges a root, *latent] storage dtype
     x_next: Tensor  # [R, edges a root, *latent] storage dtype
     log_prob: Tensor  # [R, edges a root] float32
+    mean: Tensor | None  # [R, edges a root, *latent] float32
 
     @classmethod
-    def empty(cls, start: Tensor, *, edges: int, device: torch.device | str) -> _Record:
-        shape = (start.shape[0], edges, *start.shape[1:])
-        log_prob = torch.empty(shape[:2], dtype=compute_dtype(start), device=device)
-        x, x_next = (start.new_empty(shape, device=device) for _ in range(2))
-        return cls(x=x, x_next=x_next, log_prob=log_prob)
+    def empty(cls, start: Tensor, *, edges: int, device: torch.device | str, keep_mean: bool) -> _Record:
+        shape, dtype = (start.shape[0], edges, *start.shape[1:]), compute_dtype(start)
+        return cls(
+            x=start.new_empty(shape, device=device),
+            x_next=start.new_empty(shape, device=device),
+            log_prob=start.new_empty(shape[:2], dtype=dtype, device=device),
+            mean=start.new_empty(shape, dtype=dtype, device=device) if keep_mean else None,
+        )
 
-    def write(self, offset: int, edge: Edge, x: Tensor, x_next: Tensor, log_prob: Tensor) -> None:
+    def write(self, offset: int, edge: Edge, x: Tensor, descent: _Descent) -> None:
+        assert descent.log_prob is not None
         block = (self.x.shape[0], edge.rows)
         rows = slice(offset, offset + edge.rows)
         self.x[:, rows] = x.repeat_interleave(edge.entry.fan_out, dim=0).unflatten(0, block)
-        self.x_next[:, rows] = x_next.unflatten(0, block)
-        self.log_prob[:, rows] = log_prob.unflatten(0, block)
+        self.x_next[:, rows] = descent.x_next.unflatten(0, block)
+        self.log_prob[:, rows] = descent.log_prob.unflatten(0, block)
+        if self.mean is not None and descent.mean is not None:
+            self.mean[:, rows] = descent.mean.unflatten(0, block)
 
 
 def predict_rows(pipeline: Pipeline, grid: NoiseGrid, x: Tensor, step: Tensor, condition: Condition) -> Tensor:
@@ -246,6 +271,7 @@ def _assemble(record: _Record, leaves: Sequence[Tensor], trie: Trie, *, forwards
         final_root=roots.repeat_interleave(num_leaves),
         final_plan=torch.tensor(local.leaf_plan, dtype=torch.int64, device=device).repeat(num_roots),
         forwards=forwards,
+        mean=None if record.mean is None else record.mean.flatten(0, 1),
     )
 
 

@@ -1,4 +1,4 @@
-"""The samples of a rollout: sampled, scored, and compared within their groups."""
+"""The samples of a rollout: sampled, scored, and sorted into groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from difalign.core.prompts import Prompt
 from difalign.core.protocols import Condition, Pipeline, RewardModel
 from difalign.core.rng import row_seed
 from difalign.core.types import NoiseGrid, Plan, Scored
-from difalign.objective.advantages import Advantages, group_advantages, reward_std
 from difalign.objective.diversity import pairwise_distance
 from difalign.rollout.engine import rollout
 from difalign.rollout.grouping import edge_rewards, group_ids
@@ -87,26 +86,6 @@ class Collector:
         self.reward_calls += round(totals[1])
         return batches
 
-    def compare(self, batches: Sequence[Batch]) -> list[Advantages]:
-        """Compared within groups, which never leave a process; a global spread is over everything gathered."""
-        options = self._config.objective.advantage
-        spread = None
-        if options.std == "global":
-            local = torch.cat([batch.scored.edge_reward for batch in batches]).tolist()
-            spread = reward_std(torch.tensor(self._runtime.gather(local)), ddof=options.ddof)
-        return [
-            group_advantages(
-                batch.scored.edge_reward,
-                batch.scored.group,
-                std=options.std,
-                ddof=options.ddof,
-                eps=options.eps,
-                global_std=spread,
-                clip=options.clip,
-            )
-            for batch in batches
-        ]
-
     def _batch(self, texts: list[str], plans: tuple[Plan, ...], index: int, report: Report) -> Batch:
         sampling = self._config.sampling
         roots = self._config.roots_per_prompt
@@ -123,6 +102,7 @@ class Collector:
                 micro_batch=sampling.micro_batch,
                 storage_dtype=getattr(torch, sampling.storage_dtype),
                 log_prob=self._log_prob,
+                keep_mean=self._config.objective.ratio == "ratio_norm",
                 progress=lambda done, total: report("sampling", done, total),
             )
         prompt_of_leaf = prompt_index[walks.final_root.cpu()]

@@ -13,7 +13,7 @@ from difalign.core.gaussian import LOG_PROBS
 from difalign.core.protocols import TrainablePipeline
 from difalign.core.types import NoiseGrid
 from difalign.objective.kl import KL_TYPES, evaluate
-from difalign.objective.surrogate import Surrogate, clipped_surrogate
+from difalign.objective.surrogate import SURROGATES, RatioNorm, Surrogate, plain_log_ratio
 from difalign.objective.weights import STEP_WEIGHTS, step_weights
 from difalign.rollout.replay import edge_log_prob
 from difalign.train.collector import Batch
@@ -36,6 +36,7 @@ class EdgeLoss:
     def __init__(self, pipeline: TrainablePipeline, *, config: RunConfig, runtime: Runtime, grid: NoiseGrid) -> None:
         self._pipeline = pipeline
         self._objective = config.objective
+        self._surrogate = SURROGATES[config.objective.surrogate]
         self._log_prob = LOG_PROBS[config.objective.log_prob]
         self._runtime = runtime
         self._grid = grid
@@ -69,12 +70,15 @@ class EdgeLoss:
                 grid=self._grid,
                 log_prob=self._log_prob,
             )
-        surrogate = clipped_surrogate(
+        # The means are kept where the ratio is to be normalised by them.
+        ratio = plain_log_ratio if walks.mean is None else RatioNorm(new.step, walks.mean[rows].to(device))
+        surrogate = self._surrogate(
             new.log_prob,
             walks.log_prob[rows].to(device),
             advantage[rows].to(device),
             clip_range=self._objective.clip_range,
             weight=weights.to(device)[walks.step[rows].to(device)],
+            log_ratio=ratio,
         )
         loss = surrogate.loss.sum() / total
         divergence = self._divergence(batch, rows, new.prediction)

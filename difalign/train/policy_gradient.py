@@ -1,9 +1,9 @@
 """Policy-gradient training on recorded rollout steps: Flow-GRPO and every other plan of the engine.
 
-One rollout phase samples, scores and compares (``difalign.train.collector``); then come the updates it feeds, each the
-gradient of a loss over recorded edges (``difalign.train.edge_loss``) and one step of the optimiser
-(``difalign.train.optimisation``). The first update is on-policy, so its importance ratios are exactly 1; the later ones
-are what the clipped surrogate is for.
+One rollout phase samples and scores (``difalign.train.collector``) and compares (``difalign.train.comparison``). Then
+come the updates it feeds, each the gradient of a loss over recorded edges (``difalign.train.edge_loss``) and one step
+of the optimiser (``difalign.train.optimisation``). The first update is on-policy, so its importance ratios are exactly
+1; the later ones are what the clipped surrogate is for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -25,6 +26,7 @@ from difalign.objective.advantages import Advantages, informative_rows
 from difalign.report.alarms import Alarm
 from difalign.train.alarms import Alarms
 from difalign.train.collector import Batch, Collector, PlanSchedule, Report
+from difalign.train.comparison import Comparison
 from difalign.train.edge_loss import EdgeLoss
 from difalign.train.ema import MovingAverage
 from difalign.train.faults import Fault, has_finite_gradients, locate_fault, skip_alarm, spoil_gradients
@@ -61,6 +63,7 @@ class PolicyGradient:
         self._collector = Collector(
             pipeline, reward, prompts, plans=plans, config=config, runtime=runtime, grid=self._grid
         )
+        self._comparison = Comparison(config.objective.advantage, runtime)
         self._loss = EdgeLoss(pipeline, config=config, runtime=runtime, grid=self._grid)
         self._optimisation = Optimisation(pipeline, config=config.training, runtime=runtime)
         self._seal = WeightSeal(self._optimisation.parameters)
@@ -97,7 +100,7 @@ class PolicyGradient:
         """One rollout and its updates; a row of metrics an update, the same on every process."""
         self.check_weights(self._pipeline, before="sampling")
         batches = self._collector.collect(index, report)
-        advantages = self._collector.compare(batches)
+        advantages = self._comparison.advantages(batches)
         self.check_weights(self._pipeline, before="the updates")
         rows: list[dict[str, float]] = []
         for epoch in range(self._config.training.inner_epochs):
@@ -125,15 +128,14 @@ class PolicyGradient:
 
     def state(self) -> TrainerState:
         """All that later rollouts depend on; to be read before the next update, which changes the tensors."""
-        return self._optimisation.state(
-            {
-                "updates": self.updates,
-                "denoiser_forwards": self.forwards,
-                "reward_calls": self.reward_calls,
-                "overflows": self._overflows,
-                "skipped": self._skipped,
-            }
-        )
+        counters = {
+            "updates": self.updates,
+            "denoiser_forwards": self.forwards,
+            "reward_calls": self.reward_calls,
+            "overflows": self._overflows,
+            "skipped": self._skipped,
+        }
+        return replace(self._optimisation.state(counters), prompt_rewards=self._comparison.prompt_rewards)
 
     def restore(self, state: TrainerState) -> None:
         """Go on from ``state``; an average that it does not hold begins at its weights.
@@ -149,12 +151,13 @@ class PolicyGradient:
         self._skipped = state.counters["skipped"]
 
     def return_to(self, state: TrainerState) -> None:
-        """Take weights, moments and average from ``state``; what was counted since stays counted.
+        """Take weights, moments, average and kept rewards from ``state``; what was counted since stays counted.
 
         Raises:
             ConfigError: if it is the state of other weights than these.
         """
         self._optimisation.restore(state)
+        self._comparison.restore(state.prompt_rewards)
         self._seal.close()
 
     # --- updating -----------------------------------------------------------------------------------------------

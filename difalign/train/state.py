@@ -35,10 +35,15 @@ class TrainerState:
     average: Mapping[str, Tensor]  # empty without a moving average
     counters: Mapping[str, int]
     loss_scaling: Mapping[str, float] = field(default_factory=dict)  # of float16; empty otherwise
+    prompt_rewards: Mapping[str, Sequence[float]] = field(default_factory=dict)  # kept of every prompt, oldest first
 
     def files(self) -> dict[str, Write]:
         """What writes each file of a checkpoint, by name."""
-        numbers = {"counters": dict(self.counters), "loss_scaling": dict(self.loss_scaling)}
+        numbers = {
+            "counters": dict(self.counters),
+            "loss_scaling": dict(self.loss_scaling),
+            "prompt_rewards": {prompt: list(rewards) for prompt, rewards in self.prompt_rewards.items()},
+        }
         return {
             WEIGHTS_FILE: partial(_write_tensors, self.weights),
             OPTIMIZER_FILE: partial(_write_tensors, self.optimizer),
@@ -58,6 +63,7 @@ def read_trainer_state(folder: Path) -> TrainerState:
         average=load_file(folder / AVERAGE_FILE),
         counters=numbers["counters"],
         loss_scaling=numbers["loss_scaling"],
+        prompt_rewards=numbers["prompt_rewards"],
     )
 
 

@@ -81,7 +81,8 @@ def watch(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, world: int = 1)
         walks = rollout(*arguments, **options)
         seen.calls[-1] += len(pipeline.batches) - before
         seen.rows[-1] += sum(pipeline.batches[before:])
-        seen.stored[-1] += sum(t.numel() * t.element_size() for t in (walks.x, walks.x_next, walks.final))
+        kept = (walks.x, walks.x_next, walks.final, *(() if walks.mean is None else (walks.mean,)))
+        seen.stored[-1] += sum(t.numel() * t.element_size() for t in kept)
         seen.edges[-1] += walks.x.shape[0]
         seen.leaves[-1] += walks.final.shape[0]
         return walks
@@ -125,6 +126,15 @@ def test_totals_are_those_that_the_trainer_counts(name: str, monkeypatch: pytest
     assert process.sampling_batches == seen.calls[dearest]
     assert process.scoring_batches == seen.decodes[dearest]
     assert process.training_batches == seen.updates[dearest]
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_a_normalised_ratio_stores_the_means_too(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sections = small(PLANS["plain"], storage_dtype=storage).model_dump()
+    sections["objective"] |= {"ratio": "ratio_norm", "clip_range": 0.5}
+    config = RunConfig.model_validate(sections)
+    seen, _, _ = watch(config, monkeypatch)
+    assert forecasts(config, (DIMENSIONS,))[1].stored_bytes == seen.stored[0]
 
 
 @pytest.mark.parametrize("world", [2, 3])

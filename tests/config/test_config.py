@@ -40,6 +40,22 @@ def test_group_size(plan: str, by: str, size: int):
     assert made.group_size == size
 
 
+@pytest.mark.parametrize(("statistics", "size"), [("group", 3), ("rollout", 3 * 5 * 2), ("prompt_history", 16)])
+def test_size_of_what_a_reward_is_compared_with(statistics: str, size: int):
+    made = config(
+        "sampling.samples_per_prompt=3",
+        "sampling.prompts_per_update=5",
+        "training.updates_per_rollout=2",
+        f"objective.advantage.statistics={statistics}",
+    )
+    assert made.group_size == size
+
+
+@pytest.mark.parametrize("statistics", ["rollout", "prompt_history"])
+def test_one_sample_a_prompt_will_do_where_it_is_compared_with_others(statistics: str):
+    assert config("sampling.samples_per_prompt=1", f"objective.advantage.statistics={statistics}")
+
+
 def test_geometry():
     made = config("sampling.prompts_per_update=6", "training.updates_per_rollout=2", "sampling.samples_per_prompt=5")
     assert made.prompts_per_rollout == 12
@@ -52,6 +68,23 @@ def test_geometry():
     [
         (["sampling.rule=ddim_eta", "objective.timestep_fraction=1.0"], "includes the last step"),
         (["sampling.rule=ddim_eta", "sampling.noise_level=1.01"], "at most 1"),
+        (["objective.surrogate=score_function"], r"updates_per_rollout = 2 later updates learn from .* older one"),
+        (
+            ["objective.surrogate=score_function", "training.updates_per_rollout=1", "training.inner_epochs=3"],
+            r"inner_epochs = 3 later updates .* surrogate=clipped",
+        ),
+        (
+            ["objective.surrogate=score_function", "training.updates_per_rollout=1", "objective.ratio=ratio_norm"],
+            "whose loss has no ratio; use objective.ratio=plain",
+        ),
+        (["objective.ratio=ratio_norm", "objective.log_prob=squared_error"], "use objective.log_prob=gaussian"),
+        (["objective.advantage={statistics: rollout, std: global}"], "brings its own std; use std=group"),
+        (["objective.advantage={statistics: prompt_history, group_by: seed}"], "has no effect.*use group_by=prompt"),
+        (["objective.advantage={history: {min_count: 8}}"], "has no effect.*use statistics=prompt_history"),
+        (
+            ["objective.advantage={statistics: prompt_history, history: {min_count: 17}}"],
+            "is never reached.*use buffer_size=17",
+        ),
         (["sampling.plan={kind: split, at: 9}"], "use at most 8"),
         (["sampling.plan={kind: cascade, at: [3, 1]}"], r"must rise; use \[1, 3\]"),
         (["sampling.plan={kind: cascade, at: [0, 9]}"], "use at most 8"),

@@ -63,6 +63,19 @@ def test_first_ratio_is_one_at_any_latent_rank(latent):
     assert torch.equal(replay(pipeline, condition, trajectories, batch=3), trajectories.log_prob)
 
 
+@pytest.mark.parametrize("storage", [torch.float32, torch.float16])
+def test_means_are_kept_on_request_and_replay_gives_them_exactly(storage):
+    pipeline, condition, trajectories = setup(FlowProcess(), storage_dtype=storage, micro_batch=4, keep_mean=True)
+    assert trajectories.mean is not None
+    assert trajectories.mean.dtype == torch.float32
+    rows = torch.randperm(len(trajectories.step))
+    again = edge_log_prob(
+        pipeline, trajectories, rows, condition=condition, prompt_index=PROMPTS, grid=pipeline.grid(N)
+    )
+    assert torch.equal(again.step.mean, trajectories.mean[rows])
+    assert setup(FlowProcess())[2].mean is None
+
+
 def test_first_ratio_is_one_with_another_density():
     density = gaussian.squared_error_log_prob
     pipeline, condition, trajectories = setup(RenoiseProcess(), log_prob=density)

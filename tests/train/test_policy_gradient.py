@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -154,26 +155,34 @@ def test_guard_reward_that_is_no_number() -> None:
 
 
 WORKER = """
-import sys, torch
+import json, sys, torch
 from tests.train.toy_run import quiet, toy_config, toy_trainer, weights
 torch.set_num_threads(1)
-config = toy_config(sampling={"prompts_per_update": 5}, objective={"advantage": {"std": sys.argv[2]}})
+config = toy_config(sampling={"prompts_per_update": 5}, objective={"advantage": json.loads(sys.argv[2])})
 trainer, pipeline = toy_trainer(config)
 rows = [trainer.run(index, quiet)[0] for index in range(3)]
 if trainer._runtime.is_main:
-    torch.save({"weights": weights(pipeline), "reward": rows[-1]["reward"], "kept": rows[-1]["rows"]}, sys.argv[1])
+    ended = {"weights": weights(pipeline), "reward": rows[-1]["reward"], "kept": rows[-1]["rows"]}
+    torch.save({**ended, "history": trainer.state().prompt_rewards}, sys.argv[1])
 trainer._runtime.close()
 """
 
 
+COMPARED = {
+    "group": {"std": "group"},
+    "global std": {"std": "global"},
+    "prompt history": {"statistics": "prompt_history", "history": {"buffer_size": 15, "min_count": 13}},
+}
+
+
 @pytest.mark.multiproc
-@pytest.mark.parametrize("std", ["group", "global"])
-def test_two_and_three_processes_equal_one(tmp_path, std) -> None:
+@pytest.mark.parametrize("name", COMPARED)
+def test_two_and_three_processes_equal_one(tmp_path, name) -> None:
     """Five prompts do not divide by two or three; every group stays whole and weighs the same."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     results = []
-    for world in (1, 2, 3) if std == "group" else (1, 2):
+    for world in (1, 2, 3) if name == "group" else (1, 2):
         file = tmp_path / f"{world}.pt"
         root = Path(__file__).parents[2]
         environment = {
@@ -185,7 +194,7 @@ def test_two_and_three_processes_equal_one(tmp_path, std) -> None:
         }
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
         done = subprocess.run(
-            [*launch, str(script), str(file), std],
+            [*launch, str(script), str(file), json.dumps(COMPARED[name])],
             env=environment,
             capture_output=True,
             text=True,
@@ -198,6 +207,10 @@ def test_two_and_three_processes_equal_one(tmp_path, std) -> None:
         torch.testing.assert_close(other["weights"], results[0]["weights"], rtol=1e-5, atol=1e-6)
         assert other["reward"] == pytest.approx(results[0]["reward"], abs=1e-6)
         assert other["kept"] == results[0]["kept"]
+        assert list(other["history"]) == list(results[0]["history"])
+        for prompt, rewards in results[0]["history"].items():
+            assert other["history"][prompt] == pytest.approx(rewards, abs=1e-5)
+    assert bool(results[0]["history"]) == (name == "prompt history")
 
 
 def test_a_second_run_in_one_interpreter_may_have_another_precision() -> None:
