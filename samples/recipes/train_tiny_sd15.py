@@ -60,7 +60,7 @@ RECIPE = Recipe(
     guidance=4.0,
     side=LATENT,
 )
-DEFAULTS = Defaults(steps=5000, stop_at=5000, batch=64, learning_rate=1.5e-3, evaluate_every=1000)
+DEFAULTS = Defaults(steps=5000, stop_at=2000, batch=64, learning_rate=1.5e-3, evaluate_every=1000)
 
 if __name__ == "__main__":
     run(RECIPE, parse_arguments(__doc__, DEFAULTS))
