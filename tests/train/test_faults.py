@@ -13,10 +13,10 @@ from torch import Tensor
 
 from difalign.train.edge_loss import ChunkLoss, EdgeLoss
 from difalign.train.policy_gradient import PolicyGradient
+from tests.train.cut_short import EMA
 from tests.train.faulty import GradientBreaks, LossBreaks
 from tests.train.toy_run import TrainableToy, quiet, toy_config, toy_trainer, weights
 
-EMA = {"enabled": True, "every": 1, "max_decay": 0.5}
 # 4 prompts x 12 samples x 5 steps in micro-batches of 64: four forwards with gradient an update
 FORWARDS = 4
 

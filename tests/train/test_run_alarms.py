@@ -20,6 +20,7 @@ from difalign.report.status import run_status
 from difalign.train.checkpoint import list_checkpoints
 from difalign.train.ema import MovingAverage
 from tests.toys import ElementwisePolicy
+from tests.train.cut_short import EMA, Stopped
 from tests.train.faulty import GradientBreaks, LossBreaks
 from tests.train.small_runs import (
     WEIGHTS,
@@ -33,7 +34,6 @@ from tests.train.small_runs import (
     without_clocks,
 )
 
-EMA = {"enabled": True, "every": 1, "max_decay": 0.5}
 PEAK = 0.628  # mean pixel; held-out samples begin at 0.616
 FORWARDS = 3  # with gradient, an update: 2 x 4 samples x 3 steps in micro-batches of 8
 
@@ -259,10 +259,6 @@ def _mean(records: Any) -> float:
 # --- resumed, and turned back -----------------------------------------------------------------------------------------
 
 
-class Stops(Exception):
-    pass
-
-
 @dataclass(frozen=True)
 class Cut(Peaked):
     """Ends the run at a scoring, as a crash would."""
@@ -273,7 +269,7 @@ class Cut(Peaked):
     def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
         self.calls.append(1)
         if len(self.calls) > self.at:
-            raise Stops
+            raise Stopped
         return super().score(media, prompts, sigma=sigma)
 
 
@@ -286,7 +282,7 @@ def test_a_resumed_run_neither_loses_nor_repeats_alarms(tmp_path: Path, at: int)
     }
     straight = run_toy(toy_run_config(tmp_path / "straight", **sections), reward=Peaked())
     folder = tmp_path / "cut"
-    with pytest.raises(Stops):
+    with pytest.raises(Stopped):
         run_toy(toy_run_config(folder, **sections), reward=Cut(at=at))
     resumed = run_toy(toy_run_config(folder, **sections, resume="latest"), reward=Peaked())
     assert straight["alarms"] == {"heldout_drift": 1}
