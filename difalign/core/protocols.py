@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol, Self, runtime_checkable
@@ -124,6 +124,10 @@ class Tunable(Protocol):
         """Make every parameter trainable."""
         ...
 
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What holds weights: the network under training, then the copy of it that ``reference`` uses, if any."""
+        ...
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that take gradient, in a fixed order."""
         ...
@@ -136,8 +140,8 @@ class Tunable(Protocol):
         """Write the adapters as diffusers reads them."""
         ...
 
-    def save_network(self, folder: str | Path) -> None:
-        """Write the whole denoiser as diffusers reads it."""
+    def save_network(self, folder: str | Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write the whole denoiser as diffusers reads it; with these weights, or with its own."""
         ...
 
 

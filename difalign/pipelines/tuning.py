@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from difalign.pipelines import lora
 
@@ -29,6 +29,7 @@ class Tuning:
 
     def __init__(self, network: ModelMixin, *, component: str, lora_targets: Sequence[str]) -> None:
         self.network = network
+        self._architecture: Any = type(network)  # sharding changes the class of a network in place
         self._component = component
         self._lora_targets = tuple(lora_targets)
         self._original: nn.Module | None = None  # a frozen copy, kept when the whole network is trained
@@ -52,6 +53,10 @@ class Tuning:
         if keep_reference and self._original is None:
             self._original = copy.deepcopy(self.network).requires_grad_(False)
         self.network.requires_grad_(True)
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The network under training, and the kept copy if there is one."""
+        return (self.network,) if self._original is None else (self.network, self._original)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that take gradient, in the network's order."""
@@ -90,15 +95,20 @@ class Tuning:
         """Read adapters exactly and leave them trainable; see ``lora.load``."""
         lora.load(self.network, Path(folder), prefix=self._component)
 
-    def save_network(self, folder: str | Path) -> None:
+    def save_network(self, folder: str | Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write the whole network as a diffusers model folder.
+
+        Args:
+            folder: is made.
+            weights: the state of the network, where that holds but a part of each tensor; None takes its own.
 
         Raises:
             ValueError: if adapters are attached, which such a folder cannot hold.
         """
         if lora.is_attached(self.network):
             raise ValueError("LoRA adapters are attached: use save_lora")
-        self.network.save_pretrained(str(folder))
+        network = self.network if weights is None else self._with_weights(weights)
+        network.save_pretrained(str(folder))
 
     def load_network(self, folder: str | Path) -> None:
         """Read weights that ``save_network`` wrote into this network, in place; the kept copy stays as it is.
@@ -109,7 +119,7 @@ class Tuning:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"no network folder {folder}: give the one that save_network wrote")
-        stored = type(self.network).from_pretrained(str(folder), dtype=self.network.dtype)
+        stored = self._architecture.from_pretrained(str(folder), dtype=self.network.dtype)
         try:
             self.network.load_state_dict(stored.state_dict())
         except RuntimeError as error:
@@ -127,7 +137,7 @@ class Tuning:
             with _only_errors():
                 reader.load_lora_weights(str(folder))
         else:
-            stored: Any = type(self.network).from_pretrained(str(folder), dtype=self.network.dtype)
+            stored = self._architecture.from_pretrained(str(folder), dtype=self.network.dtype)
             setattr(reader, self._component, stored.to(self.network.device))
         getattr(reader, self._component).requires_grad_(False).eval()
         return reader
@@ -142,6 +152,13 @@ class Tuning:
             owner, _, leaf = name.rpartition(".")
             fresh.get_submodule(owner.removesuffix(".base_layer"))._buffers[leaf] = buffer
         return fresh
+
+    def _with_weights(self, weights: Mapping[str, Tensor]) -> ModelMixin:
+        """Another network of the same architecture around ``weights``; it takes no memory of its own."""
+        with torch.device("meta"):
+            network = self._architecture.from_config(self.network.config)
+        network.load_state_dict(dict(weights), assign=True)
+        return network
 
 
 @contextmanager

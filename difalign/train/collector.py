@@ -105,6 +105,7 @@ class Collector:
                 keep_mean=self._config.objective.ratio == "ratio_norm",
                 progress=lambda done, total: report("sampling", done, total),
             )
+        report("scoring", 0, walks.final.shape[0])
         prompt_of_leaf = prompt_index[walks.final_root.cpu()]
         watched = self._config.guards.enabled and self._config.guards.min_diversity is not None
         media = decode_and_score(

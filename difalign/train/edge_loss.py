@@ -48,7 +48,7 @@ class EdgeLoss:
         rule = STEP_WEIGHTS[self._objective.weight]
         return step_weights(rule, self._pipeline.process, self._grid, steps, noise_level=walks.noise_level[first])
 
-    def chunk(self, batch: Batch, advantage: Tensor, rows: Tensor, *, weights: Tensor, total: int) -> ChunkLoss:
+    def chunk(self, batch: Batch, advantage: Tensor, rows: Tensor, *, weights: Tensor, total: float) -> ChunkLoss:
         """The loss of some edges.
 
         Args:

@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import nn
 
+from difalign.train.sharding import like
+
 
 def ema_decay(step: int, *, max_decay: float = 0.9) -> float:
     """min((1 + s) / (10 + s), max_decay) after s optimiser steps (Flow-GRPO, released configuration: 0.9)."""
@@ -44,7 +46,7 @@ class MovingAverage:
     def restore(self, values: Sequence[torch.Tensor], steps: int) -> None:
         """Go on from what ``values`` and ``steps`` once were."""
         for shadow, value in zip(self._shadow, values, strict=True):
-            shadow.copy_(value)
+            shadow.copy_(like(value, shadow))
         self._steps = steps
 
     @torch.no_grad()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from difalign.core.config import RunConfig
 from difalign.core.protocols import Pipeline, Rereadable, TrainablePipeline
@@ -22,23 +23,31 @@ _TOLERANCE = {torch.float32: 1e-4}  # mean difference of a pixel in [0, 1]; the 
 _TOLERANCE_IN_HALF = 2e-2  # adapters are trained in float32, and diffusers holds them in the base's precision
 
 
-def export_weights(pipeline: TrainablePipeline, config: RunConfig, run_folder: Path) -> Path:
-    """Write the trained weights into the run's folder; returns the folder to give to diffusers."""
-    folder = run_folder if config.training.trainable == "lora" else run_folder / _NETWORK_FOLDER
-    save_trained(pipeline, config, folder)
-    return folder
+Weights = Mapping[str, Tensor]  # the state of a network
 
 
-def save_trained(pipeline: TrainablePipeline, config: RunConfig, folder: Path) -> None:
-    """Write adapters or the whole network into ``folder``, as diffusers reads them."""
+def export_folder(config: RunConfig, run_folder: Path) -> Path:
+    """The folder to give to diffusers."""
+    return run_folder if config.training.trainable == "lora" else run_folder / _NETWORK_FOLDER
+
+
+def save_trained(pipeline: TrainablePipeline, config: RunConfig, folder: Path, weights: Weights | None) -> None:
+    """Write adapters or the whole network into ``folder``, as diffusers reads them.
+
+    Args:
+        pipeline: with the weights to be written.
+        config: says which.
+        folder: where to.
+        weights: of the whole network, where the pipeline holds but a part of them.
+    """
     if config.training.trainable == "lora":
         pipeline.tuning.save_lora(folder)
     else:
-        pipeline.tuning.save_network(folder)
+        pipeline.tuning.save_network(folder, weights=weights)
 
 
 def remove_exported(run_folder: Path) -> None:
-    """Remove what ``export_weights`` wrote: a run that fails must not leave another's weights behind."""
+    """Remove what was written into ``export_folder``: a run that fails must not leave another's weights behind."""
     (run_folder / _LORA_FILE).unlink(missing_ok=True)
     network = run_folder / _NETWORK_FOLDER
     for path in (network / "config.json", *network.glob("diffusion_pytorch_model*")):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from difalign.core.types import NoiseGrid
 from difalign.report.alarms import Alarm
 from difalign.train.collector import Batch
+from difalign.train.sharding import local
 
 _SHOWN_PROMPTS = 3
 _REMEDY = (
@@ -51,7 +52,7 @@ def locate_fault(what: str, batch: Batch, rows: Tensor, grid: NoiseGrid, *, rank
 
 def has_finite_gradients(parameters: Iterable[nn.Parameter]) -> bool:
     """Whether the gradients that this process has collected so far are finite."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     return not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
+
+from difalign.train.sharding import local
 
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of an element -> integers of that size
 _MODULUS = 1 << 64
@@ -26,8 +28,7 @@ def fingerprint(parameters: Sequence[nn.Parameter]) -> int:
 
 
 def _bits(parameter: Tensor) -> Tensor:
-    local: Any = getattr(parameter, "to_local", None)
-    values = parameter.detach() if local is None else local().detach()
+    values = local(parameter.detach())
     return values.view(_WORDS[values.element_size()])
 
 

@@ -84,12 +84,13 @@ class Optimisation:
         return Step(norm, taken)
 
     def state(self, counters: Mapping[str, int]) -> TrainerState:
-        """Everything a later step depends on, beside the counters of the trainer."""
+        """Everything a later step depends on, beside the counters of the trainer; all processes must ask."""
         average = self.average
+        averages = {} if average is None else dict(zip(self._names, average.values, strict=True))
         return TrainerState(
-            weights=dict(zip(self._names, self.parameters, strict=True)),
-            optimizer=optimizer_tensors(self._optimizer, self._names),
-            average={} if average is None else dict(zip(self._names, average.values, strict=True)),
+            weights=self._runtime.collect(dict(zip(self._names, self.parameters, strict=True))),
+            optimizer=self._runtime.collect(optimizer_tensors(self._optimizer, self._names)),
+            average=self._runtime.collect(averages),
             counters={**counters, "average_steps": 0 if average is None else average.steps},
             loss_scaling=self._runtime.loss_scaling,
         )

@@ -9,6 +9,7 @@ of the optimiser (``difalign.train.optimisation``). The first update is on-polic
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -99,7 +100,8 @@ class PolicyGradient:
     def run(self, index: int, report: Report) -> list[dict[str, float]]:
         """One rollout and its updates; a row of metrics an update, the same on every process."""
         self.check_weights(self._pipeline, before="sampling")
-        batches = self._collector.collect(index, report)
+        with self._runtime.whole_network():
+            batches = self._collector.collect(index, report)
         advantages = self._comparison.advantages(batches)
         self.check_weights(self._pipeline, before="the updates")
         rows: list[dict[str, float]] = []
@@ -127,7 +129,10 @@ class PolicyGradient:
     # --- its state ----------------------------------------------------------------------------------------------
 
     def state(self) -> TrainerState:
-        """All that later rollouts depend on; to be read before the next update, which changes the tensors."""
+        """All that later rollouts depend on; to be read before the next update, which changes the tensors.
+
+        All processes must ask; the main one gets the whole.
+        """
         counters = {
             "updates": self.updates,
             "denoiser_forwards": self.forwards,
@@ -195,8 +200,12 @@ class PolicyGradient:
         """One optimiser step down the loss of ``rows``, the part of ``total`` edges that this process has."""
         faults: list[Fault] = []
         weights = self._loss.step_weights(batch)
-        chunks = _even_chunks(rows, self._config.training.micro_batch)
+        chunks = self._chunks(rows)
+        report("training", 0, len(chunks))
         for done, chunk in enumerate(chunks):
+            if not chunk.numel():
+                self._accompany(batch, weights)
+                continue
             part = self._loss.chunk(batch, advantages.advantage, chunk, weights=weights, total=total)
             finite = bool(part.loss.isfinite())
             self._optimisation.backward(part.loss)  # if it is not finite too: every process makes the same calls
@@ -216,6 +225,20 @@ class PolicyGradient:
         else:
             self._skip(index, self._runtime.gather(faults[:1]), step)
         return step
+
+    def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Rows in micro-batches; as many on every process, if need be empty, where a forward takes all of them."""
+        count = -(-rows.numel() // self._config.training.micro_batch)
+        return _even_chunks(rows, self._runtime.most(count) if self._runtime.shards else count)
+
+    def _accompany(self, batch: Batch, weights: Tensor) -> None:
+        """A forward and backward that counts for nothing: others train, and gather this process's part of the weights.
+
+        The first recorded edge, without advantage, divided by infinity.
+        """
+        nothing, first = torch.zeros_like(batch.scored.trajectories.log_prob), torch.zeros(1, dtype=torch.int64)
+        part = self._loss.chunk(batch, nothing, first, weights=weights, total=math.inf)
+        self._optimisation.backward(part.loss)
 
     def _rows(self, advantages: Advantages) -> Tensor:
         """The edges an update learns from, shuffled by step and prompt alike."""
@@ -281,7 +304,10 @@ class PolicyGradient:
             return
         before, after = self._seal.value, self._seal.close()
         norm = max((row.get("grad_norm", 0.0) for row in rows), default=0.0)
-        if norm > 0 and before == after:
+        moved = [before != after]
+        if self._runtime.shards:  # a process's own part may stand still
+            moved = self._runtime.gather(moved)
+        if norm > 0 and not any(moved):
             self._stop(
                 "weights_still",
                 index,
@@ -295,6 +321,6 @@ class PolicyGradient:
         raise RuntimeError(alarm.line)
 
 
-def _even_chunks(rows: Tensor, micro_batch: int) -> tuple[Tensor, ...]:
-    """As few chunks as fit, of nearly equal size: a remainder of one or two rows would run through other kernels."""
-    return rows.tensor_split(max(1, -(-rows.numel() // micro_batch))) if rows.numel() else ()
+def _even_chunks(rows: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Chunks of nearly equal size: a remainder of one or two rows would run through other kernels."""
+    return rows.tensor_split(count) if count else ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -15,7 +16,7 @@ from difalign.train.alarms import Alarms
 from difalign.train.best import BEST_FOLDER, keep_best
 from difalign.train.checkpoint import Checkpoint, find_damage, list_checkpoints
 from difalign.train.drift import DriftWatch
-from difalign.train.export import check_export, export_weights, save_trained
+from difalign.train.export import Weights, check_export, export_folder, save_trained
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.progress import ProgressView
 from difalign.train.runtime import Runtime
@@ -91,18 +92,14 @@ class RunGuards:
         self._drift.evaluation(evaluation, update=trainer.updates)
         if not (self._config.guards.keep_best and self._drift.best is evaluation and evaluation.rollout):
             return
-        folder = self._config.run_folder / BEST_FOLDER
-        if self._runtime.is_main:
-            with trainer.averaged():
-                keep_best(self._config.run_folder, lambda path: save_trained(self._pipeline, self._config, path))
-        self._read_back(trainer, folder, evaluation.rollout)
+        run_folder = self._config.run_folder
+        self._save(trainer, lambda weights: keep_best(run_folder, partial(self._write, weights=weights)))
+        self._read_back(trainer, run_folder / BEST_FOLDER, evaluation.rollout)
 
     def export(self, trainer: PolicyGradient, rollouts: int) -> None:
         """Write the averaged weights into the run's folder, as diffusers reads them, and read them back."""
-        folder = self._config.run_folder
-        if self._runtime.is_main:
-            with trainer.averaged():
-                folder = export_weights(self._pipeline, self._config, folder)
+        folder = export_folder(self._config, self._config.run_folder)
+        self._save(trainer, partial(self._write, folder))
         self._read_back(trainer, folder, rollouts)
 
     def turn_back(self, trainer: PolicyGradient, done: int) -> None:
@@ -132,6 +129,16 @@ class RunGuards:
             f"{', '.join(sorted(names))}"
         )
 
+    def _save(self, trainer: PolicyGradient, write: Callable[[Weights | None], object]) -> None:
+        """Let the main process write the averaged weights; where they are in parts, all others give theirs."""
+        with trainer.averaged():
+            weights = self._runtime.collect(self._pipeline.network.state_dict()) if self._runtime.shards else None
+            if self._runtime.is_main:
+                write(weights)
+
+    def _write(self, folder: Path, weights: Weights | None) -> None:
+        save_trained(self._pipeline, self._config, folder, weights)
+
     def _sound_checkpoint(self, latest: int) -> Checkpoint | None:
         for checkpoint in reversed(list_checkpoints(self._config.run_folder)):
             if checkpoint.rollout <= latest and find_damage(checkpoint) is None:
@@ -143,8 +150,8 @@ class RunGuards:
         if not (self._config.guards.enabled and self._config.guards.reload):
             return
         alarm = None
-        if self._runtime.is_main:
-            with trainer.averaged():
+        with trainer.averaged(), self._runtime.whole_network():
+            if self._runtime.is_main:
                 alarm = check_export(
                     self._pipeline, folder, self._heldout, self._config, done=rollouts, update=trainer.updates
                 )

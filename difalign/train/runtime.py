@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar, final
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object, reduce
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, reduce
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
+
+from difalign.train.launching import requested_sharding
+from difalign.train.sharding import Sharded, collect, number, zeros_where_missing
 
 T = TypeVar("T")
+
+Store = distributed.Store
+
+_WAIT_SECONDS = 1800.0  # the longest wait in one collective, as gloo has it by default
 
 
 @final
@@ -24,10 +34,23 @@ class Runtime:
     Gradients are summed over processes in one flat collective just before the optimiser's step. Processes may
     therefore run different numbers of backward passes between two steps without waiting for one another, and rows
     kept unevenly after filtering still weigh the same: the loss of each row is divided by the global count.
+
+    Where the launcher asks for sharding (FSDP2), ``shard`` takes the networks apart. Each backward pass then is a
+    collective, so that all processes must make the same number of them; ``most`` says how many.
+
+    Args:
+        mixed_precision: ``no``, ``fp16`` or ``bf16``.
+        wait_seconds: the longest wait in one collective; whoever waits longer fails.
+
+    Raises:
+        ConfigError: if the launcher asks for what is not supported.
     """
 
-    def __init__(self, *, mixed_precision: str = "no") -> None:
-        self._accelerator = Accelerator(mixed_precision=mixed_precision)
+    def __init__(self, *, mixed_precision: str = "no", wait_seconds: float = _WAIT_SECONDS) -> None:
+        self._sharding = requested_sharding()
+        self._sharded: Sharded | None = None
+        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=wait_seconds))
+        self._accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[patience])
 
     @property
     def rank(self) -> int:
@@ -61,12 +84,41 @@ class Runtime:
         """The main process's value, on every process."""
         return broadcast_object_list([value])[0] if self.world > 1 else value
 
+    def most(self, count: int) -> int:
+        """The largest count of any process."""
+        return max(self.gather([count]))
+
     def total(self, values: Sequence[float]) -> list[float]:
         """Sum each value over all processes, in float64."""
         if self.world == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         return self._reduce(tensor).tolist()
+
+    @property
+    def shards(self) -> bool:
+        """Whether the weights lie in parts, as the launcher asks; one process alone has them whole."""
+        return self._sharding is not None and self.world > 1
+
+    def shard(self, networks: Sequence[nn.Module]) -> None:
+        """Take networks apart in place, the trained one first; nothing where the launcher does not ask for it.
+
+        Their parameters are replaced: call this before an optimiser or an average is made of them.
+
+        Raises:
+            ValueError: if the launcher names layers that the network does not have.
+        """
+        if self._sharding is not None and self.shards:
+            mesh = distributed.init_device_mesh(self.device.type, (self.world,))
+            self._sharded = Sharded(networks, mesh, self._sharding)
+
+    def whole_network(self) -> AbstractContextManager[None]:
+        """Inside, forwards without gradient wait for no other process."""
+        return nullcontext() if self._sharded is None else self._sharded.whole()
+
+    def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the main process, from the parts of all; all must call. Others may get nothing."""
+        return collect(tensors, keep=self.is_main or not self.shards)
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
         """The optimiser as accelerate wraps it: it knows the loss scaling of float16."""
@@ -94,11 +146,9 @@ class Runtime:
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum gradients over all processes in place; a parameter without one counts as zero."""
         parameters = list(parameters)
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.world == 1:
-            return
+        zeros_where_missing(parameters)
+        if self.world == 1 or any(isinstance(parameter, DTensor) for parameter in parameters):
+            return  # parts are summed in each backward pass
         flat = self._reduce(torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]))
         offset = 0
         for parameter in parameters:
@@ -110,7 +160,7 @@ class Runtime:
         """Unscale, clip the global norm, and return the norm before clipping."""
         norm = self._accelerator.clip_grad_norm_(list(parameters), max_norm)
         assert norm is not None
-        return float(norm)
+        return number(norm)
 
     def meet(self, seconds: float) -> None:
         """Wait for all processes, but not for ever; over gloo, whatever the device, which can say who is missing.
@@ -135,6 +185,22 @@ class Runtime:
             if own is not None:
                 distributed.destroy_process_group(own)
 
+    def open_store(self, seconds: float) -> Store:
+        """A store for texts that all processes share, held by the main one; all must call.
+
+        Args:
+            seconds: the longest wait for an answer.
+        """
+        host, patience = os.environ["MASTER_ADDR"], timedelta(seconds=seconds)
+        held = distributed.TCPStore(host, 0, None, True, patience, False) if self.is_main else None
+        port = self.agree(held.port if held is not None else 0)
+        return distributed.TCPStore(host, port, None, False, patience, False) if held is None else held
+
+    def free_memory(self) -> None:
+        """Give back what the allocator of the device holds, after memory ran out."""
+        gc.collect()
+        clear_device_cache()
+
     def barrier(self) -> None:
         """Wait for all processes."""
         self._accelerator.wait_for_everyone()
@@ -158,3 +224,13 @@ class Runtime:
         result = reduce(tensor, reduction="sum")
         assert isinstance(result, Tensor)
         return result
+
+
+_BROKEN = ("gloo", "NCCL", "Connection", "connection", "Timed out", "timed out", "Socket", "Broken pipe")
+
+
+def is_broken_exchange(error: BaseException) -> bool:
+    """Whether an error says that processes could not reach one another; gloo raises plain RuntimeErrors."""
+    if isinstance(error, distributed.DistError):
+        return True
+    return type(error) is RuntimeError and any(word in str(error) for word in _BROKEN)

@@ -2,7 +2,7 @@
 
 There is no generator among it. All noise and every order of prompts and rows is keyed by (run seed, prompt, rollout,
 update), see ``difalign.core.rng``; the counters are the whole random state. Nor does it know how many processes there
-were: all hold the same weights and moments, so any number can go on.
+were: all hold the same weights and moments, or parts that are put together first, so any number can go on.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from difalign.core.errors import ConfigError
 from difalign.train.checkpoint import Write
+from difalign.train.sharding import like
 
 WEIGHTS_FILE = "weights.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -87,10 +88,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
     """Give back what ``optimizer_tensors`` took; learning rate and the like stay as they are configured."""
     position = {name: index for index, name in enumerate(names)}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(":")
-        state.setdefault(position[name], {})[key] = tensor.clone()  # the optimiser keeps and changes what it is given
+        parameter = parameters[position[name]]
+        # A clone: the optimiser keeps and changes what it is given.
+        mine = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+        state.setdefault(position[name], {})[key] = mine.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -104,7 +109,7 @@ def restore_parameters(parameters: Sequence[nn.Parameter], names: Sequence[str],
     shapes = {name: tuple(parameter.shape) for name, parameter in zip(names, parameters, strict=True)}
     check_fit(shapes, tensors)
     for name, parameter in zip(names, parameters, strict=True):
-        parameter.copy_(tensors[name])
+        parameter.copy_(like(tensors[name], parameter))
 
 
 def check_fit(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,9 @@ class Painter(ToyPipeline):
     def train_all(self, *, keep_reference: bool = True) -> None:
         raise AssertionError("not in these tests")
 
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.network,)
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(self.network.parameters())
 
@@ -69,7 +72,7 @@ class Painter(ToyPipeline):
         save_file(self.weights(), Path(folder) / WEIGHTS)
         return Path(folder) / WEIGHTS
 
-    def save_network(self, folder: str | Path) -> None:
+    def save_network(self, folder: str | Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
         Path(folder).mkdir(exist_ok=True)
         save_file(self.weights(), Path(folder) / "diffusion_pytorch_model.safetensors")
         (Path(folder) / "config.json").write_text("{}")

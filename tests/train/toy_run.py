@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,9 @@ class TrainableToy(ToyPipeline):
     def train_all(self, *, keep_reference: bool = True) -> None:
         raise AssertionError("not in these tests")
 
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.network,)
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(self.network.parameters())
 
@@ -59,7 +62,7 @@ class TrainableToy(ToyPipeline):
     def save_lora(self, folder: str | Path) -> Path:
         raise AssertionError("not in these tests")
 
-    def save_network(self, folder: str | Path) -> None:
+    def save_network(self, folder: str | Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
         raise AssertionError("not in these tests")
 
 
