@@ -11,7 +11,7 @@ from difalign.build.definitions import find_definition
 from difalign.build.preflight import Inputs, prepare
 from difalign.build.surroundings import read_launch
 from difalign.core.config import RunConfig
-from difalign.core.errors import ConfigError
+from difalign.core.errors import ConfigError, ProcessLost
 from difalign.core.overrides import load_config, read_tree
 from difalign.core.user_path import user_path
 from difalign.train.interrupt import Interrupted
@@ -19,12 +19,15 @@ from difalign.train.interrupt import Interrupted
 CONFIGS = "configs"
 DEFAULT_CONFIG = "demo"  # what no arguments mean
 _RUN_CONFIG = "config.yaml"  # in the folder of a run
+LOST_PROCESS = 1  # exit code of a process that ends because another of the run has
 BAD_INPUT = 2  # exit code, as of every Unix tool that is called wrongly; 128 + n for a signal
 
 
 @contextmanager
 def clear_failure() -> Iterator[None]:
     """Turn a ConfigError into its message on stderr, from the first process only, and exit code 2 on all.
+
+    Where a process of the run was lost, each that is left says so and ends with exit code 1.
 
     So too a run that SIGINT or SIGTERM has stopped, with exit code 130 or 143.
     """
@@ -34,6 +37,9 @@ def clear_failure() -> Iterator[None]:
         if is_first_process():
             typer.echo(f"stopped: {stop}", err=True)
         raise typer.Exit(stop.exit_code) from None
+    except ProcessLost as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(LOST_PROCESS) from None
     except ConfigError as error:
         if is_first_process():
             typer.echo(f"error: {error}", err=True)

@@ -200,6 +200,7 @@ class TrainingConfig(Section):
     updates_per_rollout: Count = 2  # FG: the first is on-policy, the second is not
     inner_epochs: Count = 1  # FG
     micro_batch: Count = 24  # rows a forward and backward; memory only
+    auto_micro_batch: bool = True  # own: halve it, before the first update, as long as it does not fit the memory
     detach_uncond: bool = True  # FG released train_sd3; TF lets gradient through
     ema: EMAConfig = EMAConfig()
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # own; FG: fp16 for SD3.5
@@ -242,6 +243,13 @@ class GuardsConfig(Section):
     rollback_factor: Fraction = 0.5  # own: what the learning rate is multiplied by at every return
 
 
+class ProcessesConfig(Section):
+    """How long the processes of a run wait for one another."""
+
+    silence_seconds: Positive = 60.0  # own: a process that gives no sign of life for so long is taken for dead
+    wait_seconds: Positive = 1800.0  # gloo's default: the longest wait in one exchange, for slow and uneven work
+
+
 class RewardConfig(Section):
     """One term of the reward."""
 
@@ -277,6 +285,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     guards: GuardsConfig = GuardsConfig()
     tracking: TrackingConfig = TrackingConfig()
+    processes: ProcessesConfig = ProcessesConfig()
 
     @property
     def run_folder(self) -> Path:

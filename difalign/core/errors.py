@@ -1,4 +1,4 @@
-"""The error of everything a user can put right before a run starts."""
+"""Errors that end a program with one message: what a user can put right, and the loss of a process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 class ConfigError(ValueError):
     """A setting, file, card or folder that the user can put right; the message names it and says how."""
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run died, or ended by an error; the message says which, and what it was doing."""
 
 
 def in_one_message(problems: Sequence[str], *, source: str = "") -> str:

@@ -45,6 +45,8 @@ FREE_KEYS = frozenset(
         "tracking.trackers",
         "tracking.project",
         "tracking.online",
+        "processes.silence_seconds",
+        "processes.wait_seconds",
     }
 )
 # What the scores before training depend on: if one of these changes, they are measured anew.

@@ -3,52 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from difalign.core.config import RunConfig
-from difalign.core.config_yaml import to_yaml
-from difalign.core.prompts import Prompt
-from difalign.core.protocols import RewardModel, TrainablePipeline
-from difalign.report.environment import describe_environment
 from difalign.report.log import RunLog
 from difalign.report.records import Evaluation
 from difalign.report.run_folder import read_run
 from difalign.report.statistics import summarise_gain
 from difalign.report.table import summary_table
 from difalign.train.alarms import Alarms
-from difalign.train.best import best_files, forget_best, return_best
-from difalign.train.checkpoint import list_checkpoints, remove_checkpoint, save_checkpoint, sweep
-from difalign.train.collector import PlanSchedule
+from difalign.train.best import best_files, return_best
+from difalign.train.checkpoint import save_checkpoint
 from difalign.train.disk import disk_failure, refused_by_disk
+from difalign.train.dry_run import fit_micro_batches
 from difalign.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
-from difalign.train.export import remove_exported
 from difalign.train.interrupt import Interrupted, SignalWatch
+from difalign.train.opening import check_launch, check_task, describe, open_log, remove_checkpoints
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.progress import ProgressView, progress_view
 from difalign.train.resume import RUN_FILE, ResumePoint, RunState, read_run_state
-from difalign.train.roll_call import call_roll, check_space, prompt_facts, require_same, written_bytes
+from difalign.train.roll_call import call_roll
 from difalign.train.run_guards import RunGuards
 from difalign.train.runtime import Runtime
 from difalign.train.state import read_trainer_state, write_json
+from difalign.train.task import Task
 from difalign.train.tracking import Tracking, open_tracking
+from difalign.train.vital_signs import VitalSigns
 
 _LAUNCHER_SECONDS = 1.0  # within which a launcher passes on a signal that the terminal has sent to all processes
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """The objects a run works on, built from its configuration."""
-
-    pipeline: TrainablePipeline  # guidance as in training, adapters attached
-    reward: RewardModel
-    prompts: Sequence[Prompt]
-    heldout: Sequence[Prompt]
-    plans: PlanSchedule
-    fingerprints: Mapping[str, str] = field(default_factory=dict)  # of the files it was built from
 
 
 def run_training(
@@ -66,23 +51,15 @@ def run_training(
             checkpoint is of other weights; nothing in the folder is touched then. If the disk can no longer be written;
             what was written so far stays.
         RuntimeError, FloatingPointError: if a guard stops the run; what was written so far stays.
+        ProcessLost: if another process is gone; the same.
         Interrupted: if SIGINT or SIGTERM came to any process; a checkpoint is saved.
     """
-    runtime = Runtime(mixed_precision=config.training.mixed_precision)
+    runtime = Runtime(mixed_precision=config.training.mixed_precision, wait_seconds=config.processes.wait_seconds)
     try:
+        check_launch(config, runtime)
         call_roll(config, runtime)
-        task = build(runtime)  # before the folder is touched: a model that cannot be loaded costs no earlier run
-        _check_task(config, runtime, task)
-        point = runtime.agree(resume)
-        log = _open_log(config, runtime, point) if runtime.is_main else None
-        with (
-            progress_view(is_main=runtime.is_main) as view,
-            open_tracking(
-                config, is_main=runtime.is_main, resumed_at=None if point is None else point.updates
-            ) as tracking,
-            _watch(runtime, view) as watch,
-        ):
-            summary = _Run(config, task, runtime, log, view, tracking, watch, point).run()
+        signs = VitalSigns(runtime, silence=config.processes.silence_seconds)
+        summary = _train_together(config, build, resume, runtime, signs)
     except Interrupted:  # by all processes together
         runtime.close()
         raise
@@ -95,56 +72,61 @@ def run_training(
     return summary
 
 
-def _check_task(config: RunConfig, runtime: Runtime, task: Task) -> None:
-    """What can only be asked once the objects are there: the same prompts everywhere, and room for the weights."""
-    require_same(runtime, prompt_facts({"prompts.train": task.prompts, "prompts.heldout": task.heldout}))
-    weights = sum(
-        parameter.numel() * parameter.element_size() for parameter in task.pipeline.tuning.trainable_parameters()
-    )
-    states = config.training.checkpoint.keep + 1  # the next is written before the oldest goes
-    if config.resume is not None:
-        states = max(1, states - len(list_checkpoints(config.run_folder)))
-    copies = 1 + states * (4 if config.training.ema.enabled else 3)  # a state: weights, two moments, an average
-    copies += states + 1 if config.guards.keep_best else 0  # the best weights, here and as checkpoints know them
-    heldout = len(task.heldout[: config.evaluation.limit])
-    check_space(runtime, config.run_folder, written_bytes(config, weights=copies * weights, heldout=heldout))
+def _train_together(
+    config: RunConfig,
+    build: Callable[[Runtime], Task],
+    resume: ResumePoint | None,
+    runtime: Runtime,
+    signs: VitalSigns,
+) -> dict[str, Any]:
+    """What processes do that have answered the roll: they listen for one another until all are through."""
+    with signs:
+        try:
+            summary = _build_and_run(config, build, resume, runtime, signs)
+        except Interrupted:  # by all together, but the main one has a checkpoint to write: none leaves before it
+            signs.stage("leaving")
+            runtime.barrier()
+            raise
+        signs.stage("leaving")
+        runtime.barrier()
+        return summary
+
+
+def _build_and_run(
+    config: RunConfig,
+    build: Callable[[Runtime], Task],
+    resume: ResumePoint | None,
+    runtime: Runtime,
+    signs: VitalSigns,
+) -> dict[str, Any]:
+    signs.stage("loading")
+    task = build(runtime)  # before the folder is touched: a model that cannot be loaded costs no earlier run
+    check_task(config, runtime, task)
+    runtime.shard(task.pipeline.tuning.networks())
+    point = runtime.agree(resume)
+    with progress_view(is_main=runtime.is_main) as view:
+        fitting = fit_micro_batches(config, task.pipeline, task.prompts, task.plans(0), runtime, say=view.note)
+        log = open_log(config, runtime, point) if runtime.is_main else None
+        with (
+            open_tracking(
+                config, is_main=runtime.is_main, resumed_at=None if point is None else point.updates
+            ) as tracking,
+            _watch(runtime, view) as watch,
+        ):
+            return _Run(config, fitting, task, runtime, signs, log, view, tracking, watch, point).run()
 
 
 def _watch(runtime: Runtime, view: ProgressView) -> SignalWatch:
     return SignalWatch(view.note, grace=_LAUNCHER_SECONDS if runtime.world > 1 else 0.0)
 
 
-def _open_log(config: RunConfig, runtime: Runtime, point: ResumePoint | None) -> RunLog:
-    log = RunLog(config.run_folder)
-    if point is None:
-        if config.overwrite:
-            log.clear()
-            remove_exported(config.run_folder)
-            forget_best(config.run_folder)
-            _remove_checkpoints(config.run_folder, after=-1)
-        _describe(config, runtime, log)
-    return log
-
-
-def _describe(config: RunConfig, runtime: Runtime, log: RunLog) -> None:
-    """What the run is and where it takes place; how it was resumed is not part of that."""
-    log.write_config(to_yaml(config.model_copy(update={"resume": None, "resume_with_changes": False})))
-    log.write_environment(describe_environment(processes=runtime.world))
-
-
-def _remove_checkpoints(folder: Path, *, after: int) -> None:
-    """Remove the checkpoints with more than ``after`` rollouts behind them, newest first."""
-    sweep(folder)
-    for checkpoint in reversed(list_checkpoints(folder)):
-        if checkpoint.rollout > after:
-            remove_checkpoint(checkpoint)
-
-
 @dataclass
 class _Run:
     config: RunConfig
+    fitting: RunConfig  # the same with micro-batches that fit the memory
     task: Task
     runtime: Runtime
+    signs: VitalSigns
     log: RunLog | None
     view: ProgressView
     tracking: Tracking
@@ -177,7 +159,7 @@ class _Run:
             self.task.reward,
             self.task.prompts,
             plans=self.task.plans,
-            config=self.config,
+            config=self.fitting,
             runtime=self.runtime,
             alarms=self.alarms,
         )
@@ -235,9 +217,9 @@ class _Run:
         for line in point.changes:
             self.view.note(f"changed: {line}")
         if self.log is not None:
-            _remove_checkpoints(self.config.run_folder, after=state.rollouts)
+            remove_checkpoints(self.config.run_folder, after=state.rollouts)
             self.log.return_to(state.mark)
-            _describe(self.config, self.runtime, self.log)
+            describe(self.config, self.runtime, self.log)
             return_best(self.config.run_folder, folder)
         given = read_run(self.config.run_folder).alarms if self.log is not None else ()
         best = None if before is not None else state.best or state.base
@@ -269,7 +251,8 @@ class _Run:
                 )
             if finished:
                 return done
-            rows = trainer.run(done, self.view.phase)
+            self.signs.stage("sampling")
+            rows = trainer.run(done, self._phase)
             seconds, rate = time.perf_counter() - started, trainer.learning_rate
             for row in rows:
                 timed = {**row, "seconds": seconds, "learning_rate": rate}
@@ -280,6 +263,10 @@ class _Run:
             done += 1
             self.view.run(done, training.rollouts, _figures(rows[-1]))
 
+    def _phase(self, name: str, done: int, total: int) -> None:
+        self.signs.stage(name)
+        self.view.phase(name, done, total)
+
     def _signal(self) -> int:
         """The number of a signal that any process has received, the same on all; 0 if none has."""
         return max(self.runtime.gather([self.watch.received]))
@@ -289,10 +276,12 @@ class _Run:
         return bool(every) and done > 0 and done % every == 0 and done not in self.evaluated
 
     def _save_checkpoint(self, trainer: PolicyGradient, done: int, base: Evaluation) -> None:
-        """Everything after ``done`` rollouts; written by the main process, since all hold the same."""
+        """Everything after ``done`` rollouts; written by the main process, to which the others give their parts."""
         if done == self.saved:
             return
         self.saved = done
+        self.signs.stage("saving")
+        trained = trainer.state()
         if self.log is None:
             return
         state = RunState(
@@ -309,7 +298,7 @@ class _Run:
             best=self.guards.best,
             guards=self.guards.state(trainer),
         )
-        files = {**trainer.state().files(), RUN_FILE: partial(write_json, state.to_json())}
+        files = {**trained.files(), RUN_FILE: partial(write_json, state.to_json())}
         if self.guards.best is not None:
             files |= best_files(self.config.run_folder)
         save_checkpoint(self.config.run_folder, done, files, keep=self.config.training.checkpoint.keep)
@@ -321,10 +310,11 @@ class _Run:
         return result.evaluation
 
     def _measure(self, trainer: PolicyGradient, rollout: int, label: str) -> EvaluationResult:
-        options = self.config.evaluation
+        options = self.fitting.evaluation
         pipeline = self.task.pipeline.with_guidance(options.guidance)
+        self.signs.stage("evaluating")
         trainer.check_weights(pipeline, before=f"evaluation {label}")
-        with trainer.averaged():
+        with trainer.averaged(), self.runtime.whole_network():
             result = evaluate(
                 pipeline,
                 self.task.reward,
@@ -355,6 +345,7 @@ class _Run:
         if trainer.average is not None and not trainer.average.taken:
             every = self.config.training.ema.every
             self.view.note(f"fewer than training.ema.every={every} steps were taken: the weights are saved unaveraged")
+        self.signs.stage("saving")
         self.guards.export(trainer, rollouts)
         trainer.check_weights(self.task.pipeline, before="the end")
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from difalign.train.checkpoint import list_checkpoints
-from tests.house.repository import ROOT
+from tests.train.gloo_worker import job
+from tests.train.launched import run
 from tests.train.small_runs import WEIGHTS, rows_of, run_toy, toy_run_config, weights_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiproc]
@@ -24,26 +22,10 @@ SECTIONS: dict[str, Any] = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def run_on(world: int, folder: Path, *, signal: dict[str, int] | None = None, **top: Any) -> list[int]:
     """Exit codes of the processes, in order of rank."""
-    job = json.dumps({"folder": str(folder), "sections": {**SECTIONS, **top}, "signal": signal})
-    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.gloo_worker", job],
-            cwd=ROOT,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(world)
-    ]
-    return [process.wait(timeout=180) for process in processes]
+    logs = folder.with_name(f"{folder.name}-logs")
+    return run(world, job(folder, {**SECTIONS, **top}, signal=signal), logs=logs)
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +62,26 @@ def test_two_processes_take_over_from_one(tmp_path: Path, alone: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["resumed_at"], summary["processes"]) == ([2], 2)
     assert_close(folder, alone)
+
+
+def test_two_processes_take_over_from_three(tmp_path: Path, alone: Path) -> None:
+    """Three prompts an update: one for each of three, then two and one."""
+    sections = {"sampling": {"prompts_per_update": 3}}
+    expected = tmp_path / "expected"
+    run_toy(toy_run_config(expected, **SECTIONS, **sections))
+    folder = tmp_path / "run"
+    training = {**SECTIONS["training"], "rollouts": 2}
+    assert run_on(3, folder, **sections, training=training) == [0, 0, 0]
+    before = {path.name: path.read_bytes() for path in list_checkpoints(folder)[-1].folder.iterdir()}
+    assert run_on(2, folder, **sections, resume="latest") == [0, 0]
+    after = {path.name: path.read_bytes() for path in (folder / "checkpoints" / "000002").iterdir()}
+    assert after == before
+    assert_close(folder, expected)
+    for checkpoint in list_checkpoints(expected):  # what was learnt, its moments and its average, rollout by rollout
+        for name in ("weights", "optimizer", "average"):
+            ours, theirs = (
+                load_file(root / "checkpoints" / checkpoint.folder.name / f"{name}.safetensors")
+                for root in (folder, expected)
+            )
+            for key, value in theirs.items():
+                torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-6)
