@@ -215,7 +215,8 @@ def test_forwards_and_reward_calls_are_the_arithmetic_of_the_plan(tmp_path: Path
     assert [row["denoiser_forwards"] for row in rows] == [roots * forwards * part // 2 for part in (1, 1, 2, 2)]
     assert [row["reward_calls"] for row in rows] == [roots * samples * part // 2 for part in (1, 1, 2, 2)]
     trained = sum(row["rows"] for row in rows)  # each recorded step is evaluated once more, in training
-    assert sum(pipeline.batches) == roots * forwards + 2 * 10 * 4 + trained
+    tried = 2 * 8  # a micro-batch with gradient and one without, before anything is sampled
+    assert sum(pipeline.batches) == tried + roots * forwards + 2 * 10 * 4 + trained
 
 
 def test_forwards_of_every_evaluation_are_counted(tmp_path: Path) -> None:
