@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -186,15 +187,16 @@ class Runtime:
                 distributed.destroy_process_group(own)
 
     def open_store(self, seconds: float) -> Store:
-        """A store for texts that all processes share, held by the main one; all must call.
+        """A store for texts that all processes share; all must call.
+
+        It lies where the processes first met: with the launcher, which outlives them, or else with the main process.
 
         Args:
             seconds: the longest wait for an answer.
         """
-        host, patience = os.environ["MASTER_ADDR"], timedelta(seconds=seconds)
-        held = distributed.TCPStore(host, 0, None, True, patience, False) if self.is_main else None
-        port = self.agree(held.port if held is not None else 0)
-        return distributed.TCPStore(host, port, None, False, patience, False) if held is None else held
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = distributed.TCPStore(host, port, None, False, timedelta(seconds=seconds), False)
+        return distributed.PrefixStore(f"difalign/{self.agree(secrets.token_hex(8))}", store)
 
     def free_memory(self) -> None:
         """Give back what the allocator of the device holds, after memory ran out."""

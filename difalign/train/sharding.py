@@ -69,7 +69,7 @@ def collect(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """
     collected: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        whole = tensor.detach().full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+        whole = tensor.full_tensor().detach().cpu() if isinstance(tensor, DTensor) else tensor
         if keep:
             collected[name] = whole
     return collected

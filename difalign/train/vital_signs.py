@@ -1,9 +1,9 @@
 """Who is still there: each process tells the others that it lives and what it does, and no one waits for the dead.
 
 A process that is killed, or whose machine is gone, leaves the others in an exchange that may never end. So every
-process writes a sign of life into a store that the main one holds, and a thread reads those of the others. Whoever is
-silent for too long is named with the stage it was last in, and the process that notices ends. Nothing is saved at that
-moment: what lies on the disk is the last checkpoint, whole.
+process writes a sign of life into a store that all can reach, and a thread reads those of the others. Whoever is silent
+for too long is named with the stage it was last in, and the process that notices ends. Nothing is saved at that moment:
+what lies on the disk is the last checkpoint, whole.
 """
 
 from __future__ import annotations

@@ -55,8 +55,28 @@ def finish(processes: Sequence[subprocess.Popen[bytes]], *, seconds: float = 300
     try:
         return [process.wait(timeout=seconds) for process in processes]
     finally:
-        for process in processes:
-            process.kill()
+        end(processes)
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Kill whoever still runs."""
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def launch(world: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """``python ARGUMENTS`` as ``world`` processes of torch's launcher, which holds their store and outlives them."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    return subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        cwd=ROOT,
+        env=cpu_environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
 
 
 def run(

@@ -17,7 +17,7 @@ from difalign.train.checkpoint import find_damage, list_checkpoints
 from difalign.train.vital_signs import FAILED, VitalSigns
 from tests.train.gloo_worker import LOST, job
 from tests.train.killable_worker import Kill
-from tests.train.launched import finish, said, start
+from tests.train.launched import end, finish, launch, said, start
 from tests.train.small_runs import WEIGHTS, run_toy, toy_run_config, weights_of
 from tests.train.together import ThreadRuntime, run_together
 
@@ -141,6 +141,11 @@ def check_loss(folder: Path, rank: int, kill: Kill, stage: str) -> None:
     assert codes[1 - rank] == LOST == FAILED, other
     assert f"error: process {rank} of 2" in other
     assert f"it was {stage}" in other
+    check_disk(folder)
+
+
+def check_disk(folder: Path) -> None:
+    """Every checkpoint is whole, and one process alone brings the run to the end that it would have had."""
     checkpoints = list_checkpoints(folder)
     assert checkpoints
     assert [find_damage(checkpoint) for checkpoint in checkpoints] == [None] * len(checkpoints)
@@ -166,7 +171,13 @@ def test_killed_while_training(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.multiproc
 def test_main_process_killed_while_saving(tmp_path: Path) -> None:
-    check_loss(tmp_path / "run", 0, SAVING, "saving")
+    """Under a launcher, which keeps what it last said, and asks the other to stop."""
+    folder = tmp_path / "run"
+    done = launch(2, job(folder, SECTIONS, kill=(0, SAVING)))
+    assert done.returncode != 0
+    assert "error: process 0 of 2 has given no sign of life" in done.stderr, done.stderr
+    assert "it was saving" in done.stderr
+    check_disk(folder)
 
 
 @pytest.mark.slow
@@ -181,5 +192,4 @@ def test_a_process_that_hangs_does_not_hold_the_other(tmp_path: Path) -> None:
         assert processes[0].wait(timeout=60) == FAILED, said(logs)[0]
         assert "process 1 of 2 has given no sign of life for" in said(logs)[0]
     finally:
-        for process in processes:
-            process.kill()
+        end(processes)
