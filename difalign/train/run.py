@@ -105,7 +105,9 @@ def _build_and_run(
     runtime.shard(task.pipeline.tuning.networks())
     point = runtime.agree(resume)
     with progress_view(is_main=runtime.is_main) as view:
-        fitting = fit_micro_batches(config, task.pipeline, task.prompts, task.plans(0), runtime, say=view.note)
+        fitting = config
+        if point is None or point.checkpoint.rollout < config.training.rollouts:
+            fitting = fit_micro_batches(config, task.pipeline, task.prompts, task.plans(0), runtime, say=view.note)
         log = open_log(config, runtime, point) if runtime.is_main else None
         with (
             open_tracking(

@@ -49,7 +49,8 @@ def test_scores_before_training_are_not_measured_again(tmp_path: Path) -> None:
     pipeline = painter()
     summary = run_toy(config_of(tmp_path, resume="latest"), pipeline=pipeline)
     trained = sum(row["rows"] for row in rows_of(tmp_path)[3:])
-    assert sum(pipeline.batches) == 3 * 2 * 4 * 4 + trained + 10 * 4  # three rollouts and one evaluation
+    # The dry pass, three rollouts and one evaluation.
+    assert sum(pipeline.batches) == 2 * 8 + 3 * 2 * 4 * 4 + trained + 10 * 4
     assert summary["evaluation_forwards"] == 2 * 10 * 4
 
 
