@@ -1,8 +1,7 @@
-"""What the recipes of the shipped text-to-image models share: data, schedule, averaging, checkpoints, the loop.
+"""What the recipes of the shipped text-to-image models share: data, sampling with guidance, scores along the way.
 
-A recipe says what its model is, what it loses on a batch, how it samples and how it is saved. The rest is here: scenes
-drawn and encoded once, a learning rate with warm-up and decay, an average of the weights, one flat all-reduce a step,
-checkpoints from which a killed run goes on, and verifier scores along the way.
+A recipe says what its model is, what it loses on a batch, how it samples and how it is saved. The rest is here, scenes
+drawn and encoded once and verifier scores along the way, and in ``training_loop``.
 """
 
 from __future__ import annotations
@@ -10,9 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
-import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +19,17 @@ import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKL
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from scene_data import draw_images, draw_specs, training_specs
+from scene_data import draw_images, draw_specs, framed, training_specs
 from tiny_text import token_ids
-from torch import Tensor, nn
+from torch import Tensor
+from training_loop import Schedule, State, optimise, start_processes
 
-from difalign.embedded.scenes import BACKGROUND, KINDS, SIZE, Kind, all_specs, is_held_out
+from difalign.embedded.scenes import KINDS, SIZE, Kind, all_specs, is_held_out
 from difalign.embedded.verifier import verify
 
 DOWNSCALE = 2  # pixels a side of a latent
 CHANNELS = 2
 CAPTION_DROPOUT = 0.1
-EMA_DECAY = 0.999
-WARMUP_STEPS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +70,6 @@ class Recipe:
     guidance: float = 3.0  # likewise
 
 
-def framed(images: np.ndarray, side: int) -> np.ndarray:
-    """Pictures [N, 3, SIZE, SIZE] in the middle of a larger background, [N, 3, side, side]."""
-    margin, odd = divmod(side - SIZE, 2)
-    if margin < 0 or odd:
-        raise ValueError(f"pictures of {SIZE} pixels have no place in the middle of {side}")
-    wide = np.empty((*images.shape[:2], side, side), dtype=images.dtype)
-    wide[:] = np.asarray(BACKGROUND, dtype=images.dtype)[None, :, None, None] / 255
-    wide[:, :, margin : margin + SIZE, margin : margin + SIZE] = images
-    return wide
-
-
 def prepare_data(folder: Path, vae: AutoencoderKL, model: Any, *, scenes: int, side: int, seed: int, rank: int) -> Data:
     """Draw and encode the scenes once; other processes wait and share the file."""
     path = folder / "latents.f16"
@@ -114,30 +97,10 @@ def prepare_data(folder: Path, vae: AutoencoderKL, model: Any, *, scenes: int, s
     return Data(np.memmap(path, dtype=np.float16, mode="r", shape=shape), ids)
 
 
-def learning_rate(step: int, total: int, peak: float, decay_share: float) -> float:
-    """Warm-up, constant, then linear to 1 % over the last ``decay_share`` of the steps."""
-    left = (total - step) / max(1.0, total * decay_share)
-    return peak * min(1.0, (step + 1) / WARMUP_STEPS, max(0.01, left))
-
-
 def drop_captions(ids: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
     """Token ids on the device of ``empty``, one row in ten replaced by those of the empty caption."""
     drop = (torch.rand(len(ids), generator=generator) < CAPTION_DROPOUT).to(empty.device)
     return torch.where(drop[:, None], empty, ids.to(empty.device))
-
-
-def average_gradients(parameters: list[torch.nn.Parameter], world: int) -> None:
-    """All-reduce one flat gradient: a single collective a step."""
-    if world == 1:
-        return
-    flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
-    dist.all_reduce(flat)
-    flat /= world
-    at = 0
-    for p in parameters:
-        if p.grad is not None:
-            p.grad.copy_(flat[at : at + p.grad.numel()].view_as(p.grad))
-            at += p.grad.numel()
 
 
 def evaluation_captions(per_kind: int, held_out: bool, seed: int = 7) -> dict[Kind, list[str]]:
@@ -218,44 +181,6 @@ def evaluate(
     return figures, images
 
 
-@dataclass
-class State:
-    """Everything that a resumed run needs."""
-
-    model: nn.Module
-    ema: nn.Module
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    seconds: float = 0.0
-
-    def save(self, path: Path) -> None:
-        """Write aside, then rename: a killed run leaves the last complete file."""
-        payload = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        torch.save(payload, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-
-    def load(self, path: Path) -> None:
-        """Restore in place."""
-        payload = torch.load(path, weights_only=True, map_location="cpu")
-        self.model.load_state_dict(payload["model"])
-        self.ema.load_state_dict(payload["ema"])
-        self.optimizer.load_state_dict(payload["optimizer"])
-        self.step, self.seconds = payload["step"], payload["seconds"]
-
-    @torch.no_grad()
-    def update_ema(self) -> None:
-        """Exponential moving average with a short warm-up."""
-        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        averaged, current = list(self.ema.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-
-
 def report(recipe: Recipe, state: State, vae: AutoencoderKL, out: Path, *, loss: float, samples: int) -> None:
     """Append a row to the curve and redraw the contact sheet, from the averaged weights."""
     row: dict[str, float | int] = {
@@ -307,7 +232,7 @@ def parse_arguments(description: str, defaults: Defaults) -> argparse.Namespace:
 
 
 def train(recipe: Recipe, args: argparse.Namespace, rank: int, world: int, device: torch.device) -> None:
-    """The training loop; identical weights on every process, one flat all-reduce a step."""
+    """Build, prepare the data, and train."""
     torch.manual_seed(args.seed)  # initial weights, equal on all processes
     vae = AutoencoderKL.from_pretrained(args.vae).eval().requires_grad_(False)
     model = recipe.build()
@@ -318,50 +243,25 @@ def train(recipe: Recipe, args: argparse.Namespace, rank: int, world: int, devic
         model.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     state = State(model, ema, optimizer)
-    checkpoint = args.out / "checkpoint.pt"
-    if checkpoint.exists():
-        state.load(checkpoint)
-    parameters = list(model.parameters())
     empty = token_ids(model.tokenizer, [""]).to(device)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    smooth, last = math.nan, time.perf_counter()
-    last_step = min(args.steps, args.stop_at)
-    with Progress(*columns, disable=rank != 0) as progress:
-        task = progress.add_task(recipe.name, total=last_step, completed=state.step)
-        while state.step < last_step:
-            generator = torch.Generator().manual_seed((args.seed * 1_000_003 + state.step) * 64 + rank)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(state.step, args.steps, args.learning_rate, args.decay_share)
-            loss = recipe.loss(model, data, args.batch // world, generator, empty)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            average_gradients(parameters, world)
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            state.step += 1
-            state.update_ema()
-            value = loss.item()
-            smooth = value if math.isnan(smooth) else 0.98 * smooth + 0.02 * value
-            now = time.perf_counter()
-            state.seconds, last = state.seconds + now - last, now
-            if rank == 0 and state.step % 20 == 0:
-                progress.update(task, completed=state.step, description=f"{recipe.name} loss {smooth:.4f}")
-            if rank == 0 and (state.step % args.evaluate_every == 0 or state.step == last_step):
-                state.save(checkpoint)
-                report(recipe, state, vae, args.out, loss=smooth, samples=state.step * args.batch)
-                recipe.save(copy.deepcopy(state.ema).cpu(), copy.deepcopy(vae).cpu(), args.out / "pipeline")
-                last = time.perf_counter()
+
+    def leave_traces(loss: float) -> None:
+        report(recipe, state, vae, args.out, loss=loss, samples=state.step * args.batch)
+        recipe.save(copy.deepcopy(state.ema).cpu(), copy.deepcopy(vae).cpu(), args.out / "pipeline")
+
+    optimise(
+        state,
+        Schedule(args.steps, args.stop_at, args.learning_rate, args.decay_share, args.evaluate_every, args.seed),
+        name=recipe.name,
+        checkpoint=args.out / "checkpoint.pt",
+        loss=lambda generator: recipe.loss(model, data, args.batch // world, generator, empty),
+        report=leave_traces,
+    )
 
 
 def run(recipe: Recipe, args: argparse.Namespace) -> None:
     """Set the processes up and train."""
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29511")
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    dist.init_process_group("nccl" if cuda else "gloo")
+    device = start_processes()
     args.out.mkdir(parents=True, exist_ok=True)
     train(recipe, args, dist.get_rank(), dist.get_world_size(), device)
     dist.destroy_process_group()
