@@ -37,16 +37,22 @@ class Card(Section):
     summary: str
     target: Target  # "package.module:Class"; the user's own modules work as well
     licence: str
+    path: str | None = None  # a folder of weights, relative to the card
+    hub_id: str | None = None  # or a repository of the model hub
+    revision: str | None = None  # of the hub repository
     options: dict[str, OptionValue] = Field(default_factory=dict)  # keyword arguments of the target
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.path is not None and self.hub_id is not None:
+            raise ValueError("path, hub_id: give exactly one of them, not both")
+        return self
 
 
 class PipelineCard(Card):
     """A generative model; ``target.from_pretrained`` loads it."""
 
     family: Family = "flow"  # whether the process handed to the target is a flow's or a diffusion model's
-    path: str | None = None  # a diffusers folder, relative to the card
-    hub_id: str | None = None  # or a repository of the model hub
-    revision: str | None = None  # of the hub repository
     dtype: DtypeName = "float32"
     height: Count | None = None  # pixels; null = what the network was trained at
     width: Count | None = None
@@ -60,14 +66,17 @@ class PipelineCard(Card):
     parameters: Annotated[int, Field(ge=1)] | None = None  # of the denoiser
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.path is None) == (self.hub_id is None):
+    def _has_source(self) -> Self:
+        if self.path is None and self.hub_id is None:
             raise ValueError("path, hub_id: give exactly one of them")
         return self
 
 
 class RewardCard(Card):
-    """A reward; ``target(**options)`` makes it. ``options`` lists every option with its default."""
+    """A reward; ``options`` lists every option with its default.
+
+    ``target(**options)`` makes it, or ``target.from_pretrained(weights, **options)`` where the card names weights.
+    """
 
     on_device: bool = False  # the target takes ``device`` as well
     # A function of one prompt, cheap to import, that raises ValueError for a prompt the reward cannot score; what it
@@ -91,9 +100,7 @@ class Found(Generic[_C]):
     file: Path
 
     def weights(self) -> str | Path | None:
-        """Where a pipeline's weights are: a local folder, or an id of the model hub; None for a reward."""
-        if not isinstance(self.card, PipelineCard):
-            return None
+        """Where the weights are: a local folder, or an id of the model hub; None for a reward that has none."""
         return self.file.parent / self.card.path if self.card.path is not None else self.card.hub_id
 
 

@@ -87,15 +87,19 @@ def build_reward(
 
 
 def _build_one(found: Found[RewardCard], config: RewardConfig, device: str | torch.device) -> RewardModel:
-    card = found.card
-    target = resolve_target(card.target)
-    if not callable(target):
-        raise ConfigError(f"{found.file}: target = {card.target!r}: cannot be called, so it makes no reward")
+    card, weights = found.card, found.weights()
+    make = resolve_target(card.target)
     options: dict[str, Any] = dict(reward_options(card, config))
     if card.on_device:
         options["device"] = device
-    check_options(card.target, target, options)
+    if weights is not None:
+        make = getattr(make, "from_pretrained", None)
+        options |= {} if card.revision is None else {"revision": card.revision}
+    if not callable(make):
+        lack = "cannot be called" if weights is None else "has no from_pretrained"
+        raise ConfigError(f"{found.file}: target = {card.target!r}: {lack}, so it makes no reward")
+    check_options(card.target, make, options)
     try:
-        return cast("RewardModel", target(**options))
-    except ValueError as error:
+        return cast("RewardModel", make(*(() if weights is None else (weights,)), **options))
+    except (ValueError, OSError) as error:
         raise ConfigError(f"reward {card.name!r}: {error}") from error

@@ -63,8 +63,8 @@ def prepare(
         processes: how many processes will train together.
         check_output: whether to refuse a folder that holds a run, and to find the checkpoint that ``resume`` asks for;
             only the first process can say, since it fills the folder.
-        check_weights: whether this machine must be able to load the pipeline: to refuse a folder that is not whole and
-            an environment that says what cannot be; counting needs neither.
+        check_weights: whether this machine must be able to load pipeline and rewards: to refuse folders that are missing
+            or not whole and an environment that says what cannot be; counting needs neither.
         roots: where the definition folders are; the checkout and the installed package by default.
 
     Raises:
@@ -80,7 +80,7 @@ def prepare(
     heldout = _collect(problems, lambda: _prompts("prompts.heldout", config.prompts.heldout, known))
     checks = [*_geometry(config, processes), *_trackers(config)]
     if check_weights:
-        checks += [*environment_problems(config), *_targets(pipeline, known)]
+        checks += [*environment_problems(config), *_targets(pipeline, known), *_reward_weights(known)]
     if train is not None:
         checks += _enough_prompts(config, train)
     if pipeline is not None:
@@ -230,6 +230,13 @@ def _weights(pipeline: Found[PipelineCard]) -> Iterator[str]:
         return
     if stored is not None or wrapped is not None:  # the user's own adapter may read a folder of another shape
         yield from (f"{key}: {problem}" for problem in folder_problems(source))
+
+
+def _reward_weights(rewards: Mapping[str, Found[RewardCard]]) -> Iterator[str]:
+    for name, found in rewards.items():
+        folder = found.weights()
+        if isinstance(folder, Path) and not folder.is_dir():
+            yield f"rewards.{name}: its weights are not at {folder}; put them there or correct `path` in {found.file}"
 
 
 def _output_folder(config: RunConfig) -> Iterator[str]:

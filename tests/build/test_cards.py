@@ -55,6 +55,15 @@ def test_weights_lie_beside_the_card_wherever_it_is(root: Path):
     assert load_pipeline_card(str(hub)).weights() == "a/b"
 
 
+def test_reward_has_weights_if_its_card_names_some(root: Path):
+    plain = "name: mine\nsummary: s\ntarget: my_pkg.mod:Class\nlicence: MIT\n"
+    assert load_reward_card(str(write(root / "plain.yaml", plain))).weights() is None
+    assert load_reward_card(str(write(root / "local.yaml", plain + "path: w\n"))).weights() == root / "w"
+    assert load_reward_card(str(write(root / "hub.yaml", plain + "hub_id: a/b\n"))).weights() == "a/b"
+    with pytest.raises(ConfigError, match="path, hub_id: give exactly one of them, not both"):
+        load_reward_card(str(write(root / "both.yaml", plain + "path: w\nhub_id: a/b\n")))
+
+
 def test_diffusers_folder_without_a_card(root: Path):
     folder = root / "saved"
     write(folder / "model_index.json", json.dumps({"_class_name": "StableDiffusion3Pipeline"}))

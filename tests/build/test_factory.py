@@ -172,3 +172,29 @@ def test_shipped_verifier():
     scores = reward.score(torch.zeros(1, 3, 36, 36), ["a red circle"]).components
     expected = 0.25 * scores["verifier/strict"] + 0.75 * scores["verifier/partial"]
     assert torch.equal(scores["verifier"], expected)
+
+
+def test_reward_with_weights_gets_them_its_options_and_the_device():
+    card = RewardCard(
+        name="mine",
+        summary="s",
+        licence="MIT",
+        target="user_models:Adapter",
+        path="weights",
+        options={"scale": "cosine"},
+        on_device=True,
+    )
+    found = Found(card, Path("folder/card.yaml"))
+    reward, _ = build_reward({"mine": found}, {"mine": RewardConfig(options={"scale": "logit"})}, device="cpu").rewards[
+        "mine"
+    ]
+    assert vars(reward) == {
+        "source": Path("folder/weights"),
+        "options": {"scale": "logit", "device": "cpu"},
+    }
+    pinned = Found(card.model_copy(update={"path": None, "hub_id": "a/b", "revision": "v1"}), Path("card.yaml"))
+    reward, _ = build_reward({"mine": pinned}, {"mine": RewardConfig()}, device="cpu").rewards["mine"]
+    assert vars(reward) == {"source": "a/b", "options": {"scale": "cosine", "device": "cpu", "revision": "v1"}}
+    nothing_to_load = Found(card.model_copy(update={"target": "user_models:Taste"}), Path("folder/card.yaml"))
+    with pytest.raises(ConfigError, match="has no from_pretrained"):
+        build_reward({"mine": nothing_to_load}, {"mine": RewardConfig()}, device="cpu")

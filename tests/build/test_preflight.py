@@ -72,6 +72,14 @@ def test_reward_is_named_by_its_entry_unless_that_names_a_card(root: Path):
     assert {name: found.card.name for name, found in inputs.rewards.items()} == {"mine": "verifier", "path": "r"}
 
 
+def test_reward_whose_weights_are_missing_is_named(root: Path):
+    (root / "r.yaml").write_text("name: r\nsummary: s\ntarget: a.b:R\nlicence: MIT\npath: scorer\n")
+    with pytest.raises(ConfigError, match=r"rewards\.mine: its weights are not at .*scorer; .*r\.yaml"):
+        prepared(root, "rewards.mine.card=./r.yaml")
+    (root / "scorer").mkdir()
+    assert prepared(root, "rewards.mine.card=./r.yaml").rewards["mine"].card.path == "scorer"
+
+
 def test_processes_without_work(root: Path):
     prepared(root, "sampling.prompts_per_update=1", processes=1)
     with pytest.raises(ConfigError, match=r"sampling\.prompts_per_update=2 or fewer processes"):
