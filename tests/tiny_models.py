@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
     from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
     from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+    from transformers import (
+        CLIPModel,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        T5EncoderModel,
+        T5Tokenizer,
+    )
 
 WORDS = ("a", "red", "green", "blue", "circle", "square", "cross", "above", "below", "and", "two", "of", "left")
 PROMPTS = ("a red circle", "two blue squares", "a green cross above a red square", "a blue circle and a red cross")
@@ -259,3 +266,20 @@ def tiny_sdxl(*, seed: int = 0, zero_negative: bool = True) -> StableDiffusionXL
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def clip_model(tokenizer: CLIPTokenizer, *, seed: int, side: int = 24) -> CLIPModel:
+    """A whole CLIP model that reads pictures of ``side`` pixels in patches of 8."""
+    from transformers import CLIPConfig, CLIPModel
+
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": side,
+        "patch_size": 8,
+    }
+    text = _clip_config(tokenizer).to_dict()
+    with _seeded(seed):
+        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
