@@ -15,6 +15,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 from difalign.embedded.scenes import CELL, SIZE
 
 EMBEDDING = 128  # a scene of two things and their places has to fit in
+POSITION_DEVIATION = 0.3  # of the patches' embeddings of an untrained model
 _MAX_LOG_SCALE = math.log(100.0)  # CLIP (arXiv 2103.00020), section 2.5
 
 
@@ -39,7 +40,10 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "image_size": SIZE,
         "patch_size": CELL,
     }
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING))
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING))
+    # transformers starts positions at a fifteenth of what patches hold, and places are then learnt last if at all.
+    torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=POSITION_DEVIATION)
+    return model
 
 
 def build_image_processor() -> CLIPImageProcessor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from clip_measures import FRAME, preferences, retrieval
-from scene_claims import CHANGES, changed_captions, is_true
+from scene_claims import Change, changed_captions, is_true
 from scene_data import draw_specs, framed
 from tiny_clip_parts import build_clip, build_image_processor, contrastive_loss, save_clip
 from tiny_text import build_tokenizer, token_ids
@@ -37,16 +38,24 @@ from difalign.embedded.render import render
 from difalign.embedded.scenes import Kind, SceneSpec, draw_layout, is_held_out
 from difalign.reward_models.clip import ClipReward, ImageInput, preprocess
 
-# More pairs than the pipelines see: who has which attribute, and who is where, takes longest to learn.
+# Things, colours and numbers are learnt at once; who is where, and which has which attribute, takes long.
 KIND_SHARE: Mapping[Kind, float] = {
-    "single": 0.08,
-    "place": 0.12,
-    "count": 0.16,
-    "two": 0.14,
-    "relation": 0.32,
-    "count_pair": 0.18,
+    "single": 0.06,
+    "place": 0.18,
+    "count": 0.10,
+    "two": 0.12,
+    "relation": 0.42,
+    "count_pair": 0.12,
 }
-CHANGED_TEXTS = 3  # extra captions beside each picture's own
+CHANGE_SHARE: Mapping[Change, float] = {
+    "color": 0.08,
+    "shape": 0.08,
+    "count": 0.14,
+    "relation": 0.30,
+    "place": 0.20,
+    "binding": 0.20,
+}
+CHANGED_TEXTS = 2  # extra captions beside each picture's own
 MAX_NOISE = 0.1  # deviation of the pixel noise, drawn uniformly up to this
 
 
@@ -60,13 +69,23 @@ class Batch:
 
 
 def draw_changed(spec: SceneSpec, rng: np.random.Generator) -> SceneSpec:
-    """A training scene that differs in one attribute, attributes with equal chances; itself where there is none."""
-    by_change = changed_captions(spec)
-    for change in rng.permutation(len(CHANGES)):
-        allowed = [other for other in by_change[CHANGES[change]] if not is_held_out(other)]
-        if allowed:
-            return allowed[rng.integers(len(allowed))]
-    return spec
+    """A training scene that differs in one attribute, by ``CHANGE_SHARE`` of those that can; itself where none can."""
+    allowed = allowed_changes(spec)
+    if not allowed:
+        return spec
+    shares = np.array([CHANGE_SHARE[change] for change in allowed])
+    others = allowed[list(allowed)[rng.choice(len(allowed), p=shares / shares.sum())]]
+    return others[rng.integers(len(others))]
+
+
+@functools.cache
+def allowed_changes(spec: SceneSpec) -> Mapping[Change, tuple[SceneSpec, ...]]:
+    """The changed scenes that training may see, by attribute; attributes that cannot change are left out."""
+    by_change = {
+        change: tuple(other for other in others if not is_held_out(other))
+        for change, others in changed_captions(spec).items()
+    }
+    return {change: others for change, others in by_change.items() if others}
 
 
 def draw_pictures(layouts: list, rng: np.random.Generator, wanted: ImageInput) -> Tensor:
@@ -133,11 +152,11 @@ def parse_arguments() -> argparse.Namespace:
     """Command line; the defaults are those of the shipped weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=128, help="pairs, over all processes")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--decay-share", type=float, default=0.4)
-    parser.add_argument("--evaluate-every", type=int, default=500)
+    parser.add_argument("--evaluate-every", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 
+from difalign.reward_models.clip import ClipReward
+
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "samples" / "recipes"
 ENVIRONMENT = {
@@ -37,6 +39,30 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vae")
     run([sys.executable, str(RECIPES / "train_tiny_vae.py"), "--out", str(folder), "--steps", "300"])
     return folder
+
+
+def kill_at_first_checkpoint(command: list[str], out: Path, *, step: int) -> None:
+    """Start a recipe and kill it, workers and all, once it has saved at ``step``."""
+    started = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 600
+    while not (out / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline
+        assert started.poll() is None
+        time.sleep(0.1)
+    launcher = psutil.Process(started.pid)  # workers lead sessions of their own, out of reach of a signal to the group
+    for process in (launcher, *launcher.children(recursive=True)):
+        process.kill()
+    started.wait()
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == step
+
+
+def assert_equal_states(whole: Path, killed: Path, *, step: int) -> None:
+    """Both runs ended at ``step`` with the same weights and the same average, bit for bit."""
+    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, killed)]
+    assert states[0]["step"] == states[1]["step"] == step
+    for part in ("model", "ema"):
+        for name, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][name]), name
 
 
 def sd3_command(vae: Path, out: Path, *, processes: int = 1, steps: int = 60) -> list[str]:
@@ -66,30 +92,10 @@ def test_pipeline_is_the_same_after_a_kill(vae: Path, tmp_path: Path) -> None:
     """On one process: on two, gradients vary in the last bits from run to run, killed or not."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(sd3_command(vae, whole))
-    started = subprocess.Popen(
-        sd3_command(vae, killed),
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 600
-    while not (killed / "checkpoint.pt").exists():
-        assert time.monotonic() < deadline
-        assert started.poll() is None
-        time.sleep(0.1)
-    launcher = psutil.Process(started.pid)  # workers lead sessions of their own, out of reach of a signal to the group
-    for process in (launcher, *launcher.children(recursive=True)):
-        process.kill()
-    started.wait()
-    assert torch.load(killed / "checkpoint.pt", weights_only=True)["step"] == 30
+    kill_at_first_checkpoint(sd3_command(vae, killed), killed, step=30)
     run(sd3_command(vae, killed))
 
-    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, killed)]
-    assert states[0]["step"] == states[1]["step"] == 60
-    for part in ("model", "ema"):
-        for name, value in states[0][part].items():
-            assert torch.equal(value, states[1][part][name]), name
-
+    assert_equal_states(whole, killed, step=60)
     rows = [json.loads(line) for line in (whole / "curve.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [30, 60]
     assert rows[1]["loss"] < rows[0]["loss"] < 2.1  # 2: what predicting zero gives for noise - x0 of unit variance
@@ -97,3 +103,28 @@ def test_pipeline_is_the_same_after_a_kill(vae: Path, tmp_path: Path) -> None:
     assert isinstance(pipe, StableDiffusion3Pipeline)
     assert pipe("a red circle", num_inference_steps=2, max_sequence_length=1).images[0].size == (36, 36)
     assert "_name_or_path" not in (whole / "pipeline" / "vae" / "config.json").read_text()
+
+
+def clip_command(out: Path, *, processes: int = 1, steps: int = 6) -> list[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    sizes = ["--steps", str(steps), "--evaluate-every", "3", "--batch", "32"]
+    return [*launch, str(RECIPES / "train_tiny_clip.py"), "--out", str(out), *sizes]
+
+
+def test_clip_is_the_same_after_a_kill(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(clip_command(whole))
+    kill_at_first_checkpoint(clip_command(killed), killed, step=3)
+    run(clip_command(killed))
+    assert_equal_states(whole, killed, step=6)
+    assert [json.loads(line)["step"] for line in (whole / "curve.jsonl").read_text().splitlines()] == [3, 6]
+    reward = ClipReward.from_pretrained(whole / "model")
+    assert reward.score(torch.rand(2, 3, 40, 40), ["a red circle", "two blue squares"]).scores.isfinite().all()
+
+
+@pytest.mark.multiproc
+def test_two_processes_train_clip_together(tmp_path: Path) -> None:
+    run(clip_command(tmp_path, processes=2, steps=3))
+    (row,) = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert row["samples"] == 3 * 32
+    assert (tmp_path / "model" / "model.safetensors").is_file()
