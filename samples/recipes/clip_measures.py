@@ -24,7 +24,10 @@ FRAME = 40  # pixels a side of tiny-sd15's pictures
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A measured share with its standard error and the number it is of."""
+    """A measured share with its standard error and the number it is of.
+
+    The error is that of (hits + 1) / (n + 2), so that no finite number of hits makes a share certain.
+    """
 
     mean: float
     se: float
@@ -33,8 +36,9 @@ class Share:
     @classmethod
     def of(cls, hits: NDArray[np.bool_]) -> Share:
         """The share of hits."""
-        mean = float(hits.mean())
-        return cls(round(mean, 4), round(float((mean * (1 - mean) / len(hits)) ** 0.5), 4), len(hits))
+        number = len(hits)
+        likely = (int(hits.sum()) + 1) / (number + 2)
+        return cls(round(float(hits.mean()), 4), round((likely * (1 - likely) / number) ** 0.5, 4), number)
 
     def plain(self) -> dict[str, float | int]:
         """For JSON."""

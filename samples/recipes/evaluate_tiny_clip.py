@@ -146,7 +146,7 @@ def save_sheet(scored: Scored, path: Path) -> None:
     for p in chosen:
         ranked = (-scored.reward[p]).argsort()
         for k in ranked[np.linspace(0, len(ranked) - 1, SHOWN).round().astype(int)]:
-            verdict = "right" if scored.strict[p, k] else "wrong"
+            verdict = "correct" if scored.strict[p, k] else "wrong"
             images.append(scored.images[p, k])
             text = f"{scored.prompts[p]}: {verdict}"
             kind = parse_caption(scored.prompts[p]).kind

@@ -20,7 +20,7 @@ _MAX_LOG_SCALE = math.log(100.0)  # CLIP (arXiv 2103.00020), section 2.5
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """An untrained CLIPModel of 1.07 million parameters; its patches are the cells of the scene."""
+    """An untrained CLIPModel of 1.06 million parameters; its patches are the cells of the scene."""
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -31,6 +31,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+        "projection_dim": EMBEDDING,
     }
     vision = {
         "hidden_size": 128,
@@ -39,9 +40,10 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "num_attention_heads": 4,
         "image_size": SIZE,
         "patch_size": CELL,
+        "projection_dim": EMBEDDING,
     }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING))
-    # transformers starts positions at a fifteenth of what patches hold, and places are then learnt last if at all.
+    # transformers starts positions at 0.02, a seventeenth of what patches hold: places are then learnt late.
     torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=POSITION_DEVIATION)
     return model
 
