@@ -23,10 +23,11 @@ import torch
 import transformers
 from clip_measures import FRAME, preferences, retrieval
 from diffusers import DiffusionPipeline
-from evaluate_tiny_sd3 import GUIDANCE, draw, draw_prompts
+from evaluate_tiny_pipeline import CALL_OPTIONS, draw, draw_prompts
 from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
+from difalign.build.cards import load_pipeline_card
 from difalign.embedded.scenes import KINDS, SIZE, parse_caption
 from difalign.embedded.verifier import verify
 from difalign.report.images import labelled_grid, save_grid
@@ -34,7 +35,6 @@ from difalign.report.records import SampleRecord
 from difalign.reward_models.clip import ClipReward
 
 PAIRS = 512
-STEPS = 16  # of the pipeline's card
 RESAMPLED = 500
 SHOWN = 8  # pictures of a prompt on the sheet
 
@@ -52,10 +52,15 @@ class Scored:
     reward: Matrix  # [P, K]
 
 
-def draw_scored(reward: ClipReward, pipe: Any, prompts: list[str], per_prompt: int) -> Scored:
-    """``per_prompt`` pictures of each prompt, guided, with their scores; the seed of a picture is its position."""
+def draw_scored(reward: ClipReward, name: str, prompts: list[str], per_prompt: int) -> Scored:
+    """``per_prompt`` pictures of each prompt by a pipeline as its card has it; a picture's seed is its position."""
+    found = load_pipeline_card(name)
+    pipe = DiffusionPipeline.from_pretrained(found.weights(), dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    options = {key: value for key, value in found.card.options.items() if key in CALL_OPTIONS}
     texts = [prompt for prompt in prompts for _ in range(per_prompt)]
-    images = draw(pipe, texts, steps=STEPS, guidance=GUIDANCE).astype(np.float32)
+    drawn = draw(pipe, texts, steps=found.card.steps, guidance=found.card.guidance, options=options)
+    images = drawn.astype(np.float32)
     verdicts = verify(images, texts)
     with torch.no_grad():
         scores = reward.score(torch.from_numpy(images), texts).scores.numpy()
@@ -159,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pipeline", type=Path, default=Path("pipelines/tiny-sd3"))
+    parser.add_argument("--card", default="tiny-sd3", help="the pipeline whose pictures are scored")
     parser.add_argument("--prompts", type=Path, default=Path("samples/prompts/tiny_heldout.jsonl"))
     parser.add_argument("--prompts-per-kind", type=int, default=16)
     parser.add_argument("--pictures-per-prompt", type=int, default=16)
@@ -170,10 +175,8 @@ def main() -> None:
     started = time.process_time()
     reward = ClipReward.from_pretrained(args.model)
     report = recognition(reward, pairs=PAIRS, per_change=args.per_change, seed=args.seed)
-    pipe = DiffusionPipeline.from_pretrained(args.pipeline, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    scored = draw_scored(reward, pipe, draw_prompts(args.prompts, args.prompts_per_kind), args.pictures_per_prompt)
-    report["agreement"] = agreement(scored)
+    scored = draw_scored(reward, args.card, draw_prompts(args.prompts, args.prompts_per_kind), args.pictures_per_prompt)
+    report["agreement"] = {"pictures_by": args.card, **agreement(scored)}
     save_sheet(scored, args.out / "sheet.png")
     report["seed"] = args.seed
     report["versions"] = {
