@@ -63,8 +63,8 @@ def prepare(
         processes: how many processes will train together.
         check_output: whether to refuse a folder that holds a run, and to find the checkpoint that ``resume`` asks for;
             only the first process can say, since it fills the folder.
-        check_weights: whether this machine must be able to load pipeline and rewards: to refuse folders that are missing
-            or not whole and an environment that says what cannot be; counting needs neither.
+        check_weights: whether this machine must be able to load pipeline and rewards: to refuse folders that are
+            missing or not whole and an environment that says what cannot be; counting needs neither.
         roots: where the definition folders are; the checkout and the installed package by default.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,16 @@ def test_a_resumed_run_goes_on_with_the_history(tmp_path: Path) -> None:
     assert {len(rewards) for rewards in kept.values()} == {4}
     run_toy(config_of(tmp_path / "run", objective=objective, resume="latest"))
     assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_weights_that_go_back_take_the_history_with_them() -> None:
+    trainer, _ = toy_trainer(toy_config(objective={"advantage": HISTORY}))
+    trainer.run(0, quiet)
+    kept = trainer.state().prompt_rewards
+    trainer.run(1, quiet)
+    assert trainer.state().prompt_rewards != kept
+    trainer.return_to(replace(trainer.state(), prompt_rewards=kept))
+    assert trainer.state().prompt_rewards == kept
 
 
 # --- GRPO-Guard's ratio --------------------------------------------------------------------------------------------
