@@ -136,6 +136,8 @@ class ClipReward:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.wanted = wanted
+        text_config: Any = model.config.text_config  # annotated as a mapping or none
+        self._longest = text_config.max_position_embeddings
         self._scale = SCALES[scale]
         self._micro_batch = micro_batch
 
@@ -170,15 +172,15 @@ class ClipReward:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype = {dtype!r}: use one of: {', '.join(_DTYPES)}")
         _check_source(source)
-        model, info = CLIPModel.from_pretrained(
-            source, dtype=getattr(torch, dtype), revision=revision, output_loading_info=True
-        )
+        at: dict[str, Any] = {} if revision is None else {"revision": revision}
+        load: Any = CLIPModel.from_pretrained  # its annotation does not know output_loading_info
+        model, info = load(source, dtype=getattr(torch, dtype), output_loading_info=True, **at)
         if info["missing_keys"]:
             raise ValueError(
                 f"{source}: has no weights for {sorted(info['missing_keys'])[0]}; save the whole CLIPModel"
             )
-        tokenizer = CLIPTokenizer.from_pretrained(source, revision=revision)
-        wanted = ImageInput.of_processor(CLIPImageProcessor.from_pretrained(source, revision=revision))
+        tokenizer = CLIPTokenizer.from_pretrained(source, **at)
+        wanted = ImageInput.of_processor(CLIPImageProcessor.from_pretrained(source, **at))
         return cls(model.to(device), tokenizer, wanted, scale=scale, micro_batch=micro_batch, name=name)
 
     @property
@@ -220,7 +222,7 @@ class ClipReward:
                 texts[start : start + self._micro_batch],
                 padding=True,
                 truncation=True,
-                max_length=self.model.config.text_config.max_position_embeddings,
+                max_length=self._longest,
                 return_tensors="pt",
             ).to(self.device)
             hidden = self.model.text_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)

@@ -81,7 +81,7 @@ def draw_changed(spec: SceneSpec, rng: np.random.Generator) -> SceneSpec:
 @functools.cache
 def allowed_changes(spec: SceneSpec) -> Mapping[Change, tuple[SceneSpec, ...]]:
     """The changed scenes that training may see, by attribute; attributes that cannot change are left out."""
-    by_change = {
+    by_change: dict[Change, tuple[SceneSpec, ...]] = {
         change: tuple(other for other in others if not is_held_out(other))
         for change, others in changed_captions(spec).items()
     }

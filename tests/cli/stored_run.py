@@ -9,7 +9,7 @@ from pathlib import Path
 
 from difalign.build.preflight import prepare
 from difalign.cli.settings import read_config
-from difalign.report.log import LogMark
+from difalign.report.log import FileMark, LogMark
 from difalign.report.records import Evaluation, SampleRecord
 from difalign.train.checkpoint import save_checkpoint
 from difalign.train.resume import RUN_FILE, RunState
@@ -32,12 +32,18 @@ def store_run(folder: Path, *, rollouts: int = 20, without: str | None = None) -
         training_seconds=1.0,
         evaluation_forwards=0,
         base=Evaluation(0, "base", (SampleRecord("a red circle", "single", 0, {"total": 0.5}, 0),)),
-        mark=LogMark(len(METRICS), hashlib.sha256(METRICS).hexdigest(), ()),
+        mark=LogMark(metrics=_mark(METRICS), alarms=_mark(b""), evaluations=()),
         resumed_at=(),
+        best=None,
+        guards={},
     )
     text = json.dumps({key: value for key, value in state.to_json().items() if key != without})
     files = {RUN_FILE: partial(_write, text), "weights.safetensors": partial(_write, "weights")}
     return save_checkpoint(folder, rollouts, files, keep=9).folder
+
+
+def _mark(content: bytes) -> FileMark:
+    return FileMark(len(content), hashlib.sha256(content).hexdigest())
 
 
 def _write(text: str, path: Path) -> None:

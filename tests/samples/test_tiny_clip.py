@@ -78,7 +78,7 @@ def test_it_recognises_fresh_scenes(reward: ClipReward, figures: dict[str, Any],
     # Fewer captions to choose from make retrieval easier, never harder.
     found = measures.retrieval(reward, split, number=128, seed=21)
     for name in ("image_to_text", "text_to_image"):
-        share, then = getattr(found, name), recorded["retrieval"][name]["mean"]
+        share, then = getattr(found, name), min(recorded["retrieval"][name]["mean"], 0.99)
         assert share.mean > then - 5 * (then * (1 - then) / share.n) ** 0.5, name
     for change, share in measures.preferences(reward, split, number=80, seed=22).items():
         then = min(recorded["prefers_true_caption"][change]["mean"], 0.99)

@@ -38,6 +38,11 @@ PEAK = 0.628  # mean pixel; held-out samples begin at 0.616
 FORWARDS = 3  # with gradient, an update: 2 x 4 samples x 3 steps in micro-batches of 8
 
 
+def update(number: int) -> int:
+    """The first forward with gradient of an update; one came before all, in the dry pass."""
+    return 1 + number * FORWARDS
+
+
 def painter_with(network: ElementwisePolicy) -> Painter:
     return Painter(network, process=painter().process, latent=(3, 4, 4))
 
@@ -71,7 +76,7 @@ def test_a_healthy_run_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str
 def test_an_alarm_is_one_line_shown_written_counted_and_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    summary = run_toy(toy_run_config(tmp_path), pipeline=painter_with(LossBreaks({FORWARDS})))
+    summary = run_toy(toy_run_config(tmp_path), pipeline=painter_with(LossBreaks({update(1)})))
     err = capfd.readouterr().err
     (alarm,) = read_run(tmp_path).alarms
     assert summary["alarms"] == json.loads((tmp_path / "summary.json").read_text())["alarms"] == {"skipped_update": 1}
@@ -86,7 +91,7 @@ def test_an_alarm_is_one_line_shown_written_counted_and_reported(
 
 @pytest.mark.parametrize("kind", [LossBreaks, GradientBreaks])
 def test_a_run_that_is_stopped_says_so_in_its_folder(tmp_path: Path, kind) -> None:
-    pipeline = painter_with(kind(range(FORWARDS, 10**6)))
+    pipeline = painter_with(kind(range(update(1), 10**6)))
     config = toy_run_config(tmp_path, training={"rollouts": 5}, guards={"max_skipped": 2})
     with pytest.raises(FloatingPointError, match=r"^skipped_update at rollout 2, update 2: .*sigma.*prompts.*2 in a"):
         run_toy(config, pipeline=pipeline)
@@ -320,8 +325,8 @@ def test_a_run_turns_back_when_told_to(tmp_path: Path) -> None:
         "guards": {"rollback": ["skipped_update"], "rollback_factor": 0.5},
     }
     plain, turned = tmp_path / "plain", tmp_path / "turned"
-    run_toy(toy_run_config(plain, training=sections["training"]), pipeline=painter_with(LossBreaks({3 * FORWARDS})))
-    summary = run_toy(toy_run_config(turned, **sections), pipeline=painter_with(LossBreaks({3 * FORWARDS})))
+    run_toy(toy_run_config(plain, training=sections["training"]), pipeline=painter_with(LossBreaks({update(3)})))
+    summary = run_toy(toy_run_config(turned, **sections), pipeline=painter_with(LossBreaks({update(3)})))
     assert summary["returns"] == [[4, 3]]
     rates = [row["learning_rate"] for row in rows_of(turned)]
     assert rates == [0.02] * 4 + [0.01] * 2
@@ -347,7 +352,7 @@ def test_a_run_returns_to_the_best_when_the_held_out_score_falls(tmp_path: Path)
 
 def test_with_no_checkpoint_to_return_to_the_run_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = toy_run_config(tmp_path, training={"checkpoint": {"every": 0}}, guards={"rollback": ["skipped_update"]})
-    summary = run_toy(config, pipeline=painter_with(LossBreaks({0})))
+    summary = run_toy(config, pipeline=painter_with(LossBreaks({update(0)})))
     assert "returns" not in summary
     assert summary["rollouts"] == 3
     assert "no sound checkpoint" in capfd.readouterr().err
