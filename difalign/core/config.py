@@ -119,6 +119,7 @@ class SamplingConfig(Section):
     same_latent: bool = False  # FG ablation: different start noise within a group is better; plain and window plans
     micro_batch: Count = 24  # rows a forward; memory only, results do not depend on it
     storage_dtype: DtypeName = "float32"  # own: exact first ratio; FG stores fp16
+    offload: bool = False  # own: recorded steps wait for their update in main memory, not on the accelerator
 
 
 class PromptHistoryConfig(Section):

@@ -101,6 +101,7 @@ class Collector:
                 grid=self._grid,
                 micro_batch=sampling.micro_batch,
                 storage_dtype=getattr(torch, sampling.storage_dtype),
+                storage_device="cpu" if sampling.offload else None,
                 log_prob=self._log_prob,
                 keep_mean=self._config.objective.ratio == "ratio_norm",
                 progress=lambda done, total: report("sampling", done, total),

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from difalign.core.types import RewardOutput
+from difalign.core.types import RewardOutput, Trajectories
+from difalign.rollout.engine import rollout
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.runtime import Runtime
 from tests.toys import PerceptronPolicy
@@ -88,6 +90,19 @@ def test_micro_batches_do_not_change_the_update(micro_batch) -> None:
         reference.run(index, quiet)
         other.run(index, quiet)
     torch.testing.assert_close(weights(split), weights(pipeline), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("offload", "place"), [(False, None), (True, "cpu")])
+def test_recorded_steps_lie_where_the_run_says(offload, place, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def watched(*arguments: Any, **options: Any) -> Trajectories:
+        asked.append(options["storage_device"])
+        return rollout(*arguments, **options)
+
+    monkeypatch.setattr("difalign.train.collector.rollout", watched)
+    toy_trainer(toy_config(sampling={"offload": offload}))[0].run(0, quiet)
+    assert asked == [place]
 
 
 def test_forwards_and_rewards_are_counted() -> None:
