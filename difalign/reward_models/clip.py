@@ -64,7 +64,9 @@ def preprocess(pixels: Tensor, wanted: ImageInput) -> Tensor:
     """Resize, crop the middle and normalise, differentiably.
 
     What ``CLIPImageProcessor`` does to 8-bit pictures without rounding back to 8 bits after each pass. On 8-bit
-    pictures the two differ by less than one grey level and a half where they resize, and not where they do not.
+    pictures the two differ by less than one grey level and a half where they resize, and not where they do not. (Where
+    the two axes are scaled differently and the filter overshoots, processors differ among themselves: PIL's picks which
+    axis comes first, torchvision's begins with the horizontal one, as is done here.)
 
     Args:
         pixels: [N, 3, H, W] in [0, 1].

@@ -101,7 +101,9 @@ def test_preprocessing_is_that_of_the_processor(height: int, width: int):
 )
 def test_every_setting_of_the_processor_is_followed(options: dict):
     processor = CLIPImageProcessor(**options)
-    pixels = eight_bit(2, 40, 33)
+    # Without black and white, so that no pass overshoots what 8 bits hold: where one does, the result depends on which
+    # axis comes first, and the processors of PIL and of torchvision differ from one another by up to nine levels.
+    pixels = (64 + 127 * eight_bit(2, 40, 33)).round() / 255
     expected = processor(bytes_of(pixels), return_tensors="pt")["pixel_values"]
     ours = preprocess(pixels, ImageInput.of_processor(processor))
     assert ours.shape == expected.shape
