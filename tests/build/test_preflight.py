@@ -73,7 +73,7 @@ def test_reward_is_named_by_its_entry_unless_that_names_a_card(root: Path):
 
 
 def test_reward_whose_weights_are_missing_is_named(root: Path):
-    (root / "r.yaml").write_text("name: r\nsummary: s\ntarget: a.b:R\nlicence: MIT\npath: scorer\n")
+    (root / "r.yaml").write_text("name: r\nsummary: s\ntarget: tests.toys:R\nlicence: MIT\npath: scorer\n")
     with pytest.raises(ConfigError, match=r"rewards\.mine: its weights are not at .*scorer; .*r\.yaml"):
         prepared(root, "rewards.mine.card=./r.yaml")
     (root / "scorer").mkdir()
