@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +125,30 @@ class ToyPipeline:
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents
+
+
+@dataclass
+class TunableToy(ToyPipeline):
+    """A toy whose whole network is trained, and which is its own tuning."""
+
+    @property
+    def tuning(self) -> Self:
+        return self
+
+    def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int) -> None:
+        raise AssertionError("a toy has no adapters")
+
+    def train_all(self, *, keep_reference: bool = True) -> None:
+        raise AssertionError("a toy is trained from the start")
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.network,)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(self.network.parameters())
+
+    def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> Self:
+        return self
 
 
 def elementwise_pipeline(latent: tuple[int, ...] = (8,)) -> ToyPipeline:

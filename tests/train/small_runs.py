@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from difalign.build.plans import build_plans
 from difalign.core.config import RunConfig
@@ -24,7 +24,7 @@ from difalign.train.run import Task, run_training
 from difalign.train.runtime import Runtime
 from tests.sections import lay_over
 from tests.tiny_models import tiny_sd, tiny_sd3
-from tests.toys import ElementwisePolicy, ToyPipeline
+from tests.toys import ElementwisePolicy, TunableToy
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 TRAIN = tuple(Prompt(f"{0.01 * i:.2f}") for i in range(8))
@@ -35,35 +35,16 @@ HELDOUT = tuple(Prompt(f"{0.5 + 0.01 * i:.2f}", kind) for i, kind in enumerate((
 
 
 @dataclass
-class Painter(ToyPipeline):
+class Painter(TunableToy):
     """The analytic flow on 3x4x4 latents, shown through a sigmoid; two weights to train."""
 
     def decode(self, latents: Tensor) -> Tensor:
         return torch.sigmoid(latents)
 
-    @property
-    def tuning(self) -> Painter:
-        return self
-
-    def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int) -> None:
-        raise AssertionError("not in these tests")
-
-    def train_all(self, *, keep_reference: bool = True) -> None:
-        raise AssertionError("not in these tests")
-
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.network,)
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return list(self.network.parameters())
-
     @contextmanager
     def reference(self) -> Iterator[None]:
         raise AssertionError("these runs measure no divergence")
         yield
-
-    def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> Painter:
-        return self
 
     def weights(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.network.named_parameters()}

@@ -20,7 +20,7 @@ from difalign.process.rules import FLOW_RULES
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.runtime import Runtime
 from tests.sections import lay_over
-from tests.toys import PerceptronPolicy, ToyPipeline
+from tests.toys import PerceptronPolicy, TunableToy
 
 DIMENSIONS = 4
 TARGET = 0.8
@@ -28,24 +28,8 @@ PROMPTS = tuple(Prompt(f"{0.01 * i:.2f}") for i in range(12))
 
 
 @dataclass
-class TrainableToy(ToyPipeline):
+class TrainableToy(TunableToy):
     """The toy with what the trainer asks of a pipeline; the reference is the exact flow."""
-
-    @property
-    def tuning(self) -> TrainableToy:
-        return self
-
-    def attach_lora(self, *, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int) -> None:
-        raise AssertionError("not in these tests")
-
-    def train_all(self, *, keep_reference: bool = True) -> None:
-        raise AssertionError("not in these tests")
-
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.network,)
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return list(self.network.parameters())
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -55,9 +39,6 @@ class TrainableToy(ToyPipeline):
             yield
         finally:
             self.network = kept
-
-    def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> TrainableToy:
-        return self
 
     def save_lora(self, folder: str | Path) -> Path:
         raise AssertionError("not in these tests")
