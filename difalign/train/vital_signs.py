@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, final
@@ -95,9 +97,12 @@ class VitalSigns:
         self._thread.join()
         if error is None:
             return
-        if is_broken_exchange(error) and (found := self._culprit()) is not None:
-            self._write(reason=f"it waited for another: {found}")
-            raise ProcessLost(found) from error
+        if is_broken_exchange(error):
+            with _terminated_later():
+                found = self._culprit()
+            if found is not None:
+                self._write(reason=f"it waited for another: {found}")
+                raise ProcessLost(found) from error
         first_line = (str(error).splitlines() or [""])[0]
         self._write(reason=f"{type(error).__name__}: {first_line}"[:_LONGEST_REASON])
 
@@ -181,6 +186,19 @@ class VitalSigns:
             f"process {rank} of {world} {what}; it was {other.stage}. Process {mine} stops, in {self._stage}; the last "
             "checkpoint is untouched: start the run again with resume=latest"
         )
+
+
+@contextmanager
+def _terminated_later() -> Iterator[None]:
+    """Inside, SIGTERM does nothing: a launcher that sees a dead process ends the others before they can say why."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _to_stderr(text: str) -> None:
