@@ -225,8 +225,10 @@ def sd3_config(folder: Path, output: Path, plan: dict[str, Any], guidance: float
                 "updates_per_rollout": 1,
                 "micro_batch": 16,
                 "ema": {"enabled": False},
+                "auto_micro_batch": False,  # whose dry pass is no part of a plan
             },
             "evaluation": {"steps": 3, "guidance": 2.0, "seeds_per_prompt": 1, "bootstrap_samples": 100},
+            "guards": {"reload": False},  # likewise, and its pictures depend on how the run goes
         }
     )
 
