@@ -30,7 +30,7 @@ def _of_card(card: Card) -> str:
 
 
 def _of_prompts(prompts: Sequence[Prompt]) -> str:
-    return _digest(repr([(prompt.text, prompt.kind) for prompt in prompts]))
+    return _digest(repr([(prompt.text, prompt.kind, sorted(prompt.metadata.items())) for prompt in prompts]))
 
 
 def _digest(text: str) -> str:

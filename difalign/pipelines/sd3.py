@@ -12,7 +12,6 @@ one batch, so that its embeddings, and they only, may differ from these in the l
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, nn
 
-from difalign.core.protocols import Condition, Modality, Process
+from difalign.core.protocols import Condition, Process
 from difalign.core.types import NoiseGrid
+from difalign.pipelines.adapter import Adapter
 from difalign.pipelines.guidance import Guidance
 from difalign.pipelines.latents import LatentShape, check_latents, decode_pixels, draw_latents
 from difalign.pipelines.loading import load_diffusers
@@ -50,7 +50,7 @@ _LONGEST_SEQUENCE = 512  # diffusers refuses more
 
 
 @final
-class SD3Pipeline:
+class SD3Pipeline(Adapter):
     """SD3 behind ``core.protocols.Pipeline``; everything but the network stays frozen.
 
     Args:
@@ -90,17 +90,18 @@ class SD3Pipeline:
                 f"SD3Pipeline needs a FlowMatchEulerDiscreteScheduler, got "
                 f"{type(diffusers_pipeline.scheduler).__name__}: load the pipeline with the scheduler it came with"
             )
-        self._pipe = diffusers_pipeline
-        self._process = process
-        self._guidance = Guidance(guidance_scale, detach_uncond)
+        super().__init__(
+            diffusers_pipeline,
+            process=process,
+            guidance=Guidance(guidance_scale, detach_uncond),
+            tuning=Tuning(diffusers_pipeline.transformer, component=_COMPONENT, lora_targets=LORA_TARGETS),
+        )
         self._max_sequence_length = self._checked_length(max_sequence_length)
         self._latent_shape = self._checked_shape(height, width)
         if self._pipe.vae.dtype != torch.float32:
             self._pipe.vae.to(torch.float32)  # half precision overflows in its decoder
         for module in (self._pipe.transformer, self._pipe.vae, *self._text_encoders()):
             module.requires_grad_(False).eval()
-        self._tuning = Tuning(self._pipe.transformer, component=_COMPONENT, lora_targets=LORA_TARGETS)
-        self._forward: nn.Module = self._pipe.transformer
         self._prompts = PromptCache()
 
     @classmethod
@@ -145,67 +146,10 @@ class SD3Pipeline:
             width=width,
         )
 
-    # --- what it is ---------------------------------------------------------------------------------------------
-
-    @property
-    def modality(self) -> Modality:
-        """Images."""
-        return "image"
-
-    @property
-    def network(self) -> nn.Module:
-        """The denoiser, as trained."""
-        return self._tuning.network
-
-    @property
-    def tuning(self) -> Tuning:
-        """What of the network is trained; shared by all siblings."""
-        return self._tuning
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
-
-    @property
-    def process(self) -> Process:
-        """How a state of this family moves one level."""
-        return self._process
-
-    @property
-    def guidance_scale(self) -> float:
-        """w in u + w (c - u)."""
-        return self._guidance.scale
-
-    @property
-    def diffusers_pipeline(self) -> StableDiffusion3Pipeline:
-        """The wrapped pipeline, sharing all modules."""
-        return self._pipe
-
     @property
     def latent_shape(self) -> LatentShape:
         """[C, h, w] of one latent."""
         return self._latent_shape
-
-    def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> SD3Pipeline:
-        """The same modules, adapters and prompt cache under another guidance."""
-        sibling = copy.copy(self)
-        sibling._guidance = Guidance(guidance_scale, detach_uncond)
-        return sibling
-
-    def with_network(self, network: nn.Module) -> SD3Pipeline:
-        """The same pipeline, calling ``network``: this one's, wrapped for distribution or compiled."""
-        sibling = copy.copy(self)
-        sibling._forward = network
-        return sibling
-
-    def reread(self, folder: str | Path) -> SD3Pipeline:
-        """The policy before training with what ``save_lora`` or ``save_network`` wrote, read by diffusers."""
-        sibling = copy.copy(self)
-        sibling._pipe = self._tuning.reread(self._pipe, folder)
-        sibling._forward = sibling._pipe.transformer
-        sibling._tuning = Tuning(sibling._pipe.transformer, component=_COMPONENT, lora_targets=LORA_TARGETS)
-        return sibling
 
     # --- prompts ------------------------------------------------------------------------------------------------
 

@@ -125,8 +125,8 @@ class Tuning:
         except RuntimeError as error:
             raise ValueError(f"{folder} holds another network than this pipeline's: {error}") from error
 
-    def reread(self, diffusers_pipeline: Any, folder: str | Path) -> Any:
-        """A pipeline that has read what ``save_lora`` or ``save_network`` wrote, through diffusers alone.
+    def reread(self, diffusers_pipeline: Any, folder: str | Path) -> tuple[Any, Tuning]:
+        """A pipeline that has read what ``save_lora`` or ``save_network`` wrote, through diffusers; and its tuning.
 
         Its network is a fresh one; the frozen weights below adapters, and all other components, are shared with
         ``diffusers_pipeline``, so that next to no memory is taken when adapters are trained.
@@ -139,8 +139,8 @@ class Tuning:
         else:
             stored = self._architecture.from_pretrained(str(folder), dtype=self.network.dtype)
             setattr(reader, self._component, stored.to(self.network.device))
-        getattr(reader, self._component).requires_grad_(False).eval()
-        return reader
+        network = getattr(reader, self._component).requires_grad_(False).eval()
+        return reader, Tuning(network, component=self._component, lora_targets=self._lora_targets)
 
     def _without_adapters(self) -> ModelMixin:
         """A fresh network on the same frozen weights."""

@@ -8,7 +8,6 @@ for a list of prompts if that call is given the same embeddings; see ``difalign.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from difalign.core.protocols import Condition, Modality, Process, ReadsPredictions
+from difalign.core.protocols import Condition, Process, ReadsPredictions
 from difalign.core.types import NoiseGrid
+from difalign.pipelines.adapter import Adapter
 from difalign.pipelines.ddim import ddim_grid, ddim_scheduler
 from difalign.pipelines.guidance import Guidance
 from difalign.pipelines.latents import LatentShape, check_latents, decode_pixels, draw_latents
@@ -65,7 +65,7 @@ class Texts(Protocol):
 
 
 @final
-class UNetPipeline:
+class UNetPipeline(Adapter):
     """A UNet family behind ``core.protocols.Pipeline``; everything but the network stays frozen.
 
     Args:
@@ -95,85 +95,30 @@ class UNetPipeline:
                 f"a diffusion model needs a DiffusionProcess, got {type(process).__name__}: its card must say "
                 "`family: diffusion`"
             )
-        self._pipe, self._texts = diffusers_pipeline, texts
-        unet = self._pipe.unet
+        unet = diffusers_pipeline.unet
         if unet.config.time_cond_proj_dim is not None:
             raise ValueError("the network takes its guidance as an input (a distilled model): this adapter has none")
-        self._pipe.scheduler = ddim_scheduler(self._pipe.scheduler)
-        self._process = process.reading(self._pipe.scheduler.config["prediction_type"])
-        self._guidance = guidance
+        diffusers_pipeline.scheduler = ddim_scheduler(diffusers_pipeline.scheduler)
+        super().__init__(
+            diffusers_pipeline,
+            process=process.reading(diffusers_pipeline.scheduler.config["prediction_type"]),
+            guidance=guidance,
+            tuning=Tuning(unet, component=_COMPONENT, lora_targets=LORA_TARGETS),
+        )
+        self._texts = texts
         self._pixels = self._checked_pixels(height, width)
         if self._pipe.vae.dtype != torch.float32:
             self._pipe.vae.to(torch.float32)  # half precision overflows in its decoder
         for module in (unet, self._pipe.vae, *texts.encoders()):
             module.requires_grad_(False).eval()
-        self._tuning = Tuning(unet, component=_COMPONENT, lora_targets=LORA_TARGETS)
-        self._forward: nn.Module = unet
         self._prompts = PromptCache()
         self._negative: list[Embedding] = []  # filled once, shared with siblings
-
-    # --- what it is ---------------------------------------------------------------------------------------------
-
-    @property
-    def modality(self) -> Modality:
-        """Images."""
-        return "image"
-
-    @property
-    def network(self) -> nn.Module:
-        """The denoiser, as trained."""
-        return self._tuning.network
-
-    @property
-    def tuning(self) -> Tuning:
-        """What of the network is trained; shared by all siblings."""
-        return self._tuning
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
-
-    @property
-    def process(self) -> Process:
-        """How a state of this family moves one level."""
-        return self._process
-
-    @property
-    def guidance_scale(self) -> float:
-        """w in u + w (c - u)."""
-        return self._guidance.scale
-
-    @property
-    def diffusers_pipeline(self) -> Any:
-        """The wrapped pipeline, sharing all modules."""
-        return self._pipe
 
     @property
     def latent_shape(self) -> LatentShape:
         """[C, h, w] of one latent."""
         factor, (height, width) = self._pipe.vae_scale_factor, self._pixels
         return self._pipe.unet.config.in_channels, height // factor, width // factor
-
-    def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> UNetPipeline:
-        """The same modules, adapters and prompt cache under another guidance."""
-        sibling = copy.copy(self)
-        sibling._guidance = Guidance(guidance_scale, detach_uncond)
-        return sibling
-
-    def with_network(self, network: nn.Module) -> UNetPipeline:
-        """The same pipeline, calling ``network``: this one's, wrapped for distribution or compiled."""
-        sibling = copy.copy(self)
-        sibling._forward = network
-        return sibling
-
-    def reread(self, folder: str | Path) -> UNetPipeline:
-        """The policy before training with what ``save_lora`` or ``save_network`` wrote, read by diffusers."""
-        sibling = copy.copy(self)
-        sibling._pipe = self._tuning.reread(self._pipe, folder)
-        sibling._forward = sibling._pipe.unet
-        sibling._tuning = Tuning(sibling._pipe.unet, component=_COMPONENT, lora_targets=LORA_TARGETS)
-        return sibling
 
     # --- prompts ------------------------------------------------------------------------------------------------
 
