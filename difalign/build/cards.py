@@ -11,8 +11,9 @@ from typing import Annotated, Generic, Self, TypeVar
 from pydantic import Field, model_validator
 
 from difalign.build.definitions import definition_roots, find_definition, is_path, known_names
-from difalign.core.config import Count, DtypeName, Family, NonNegative, OptionValue, RewardConfig, Section
+from difalign.core.config import DtypeName, Family, OptionValue, RewardConfig
 from difalign.core.config_errors import TARGET_PATTERN, checked, did_you_mean
+from difalign.core.config_fields import Count, NonNegative, Section
 from difalign.core.config_yaml import read_yaml
 from difalign.core.errors import ConfigError
 from difalign.core.user_path import user_path

@@ -2,7 +2,8 @@
 
 The totals of a run do not depend on how many processes share it; what one process does, does. Everything here equals
 what the trainer counts, under two provisos: a clock (``training.max_seconds``) may stop a run early, and an update
-leaves out recorded edges of groups without variance, so that its rows are an upper bound.
+leaves out recorded edges of groups without variance, and a rollout those that it does not select, so that rows, and
+the updates that selected trajectories are cut into, are upper bounds.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def forecast_run(config: RunConfig, plans: PlanSchedule, *, heldout: int) -> Run
         sampling_forwards=forwards,
         recorded_edges=edges,
         training_rows=edges * training.inner_epochs,
-        reference_rows=0 if config.objective.kl.kind == "none" else edges * training.inner_epochs,
+        reference_rows=edges * training.inner_epochs if config.objective.uses_reference else 0,
         evaluations=config.evaluations,
         evaluation_samples=evaluated,
         evaluation_forwards=evaluated * evaluation.steps,
@@ -167,6 +168,12 @@ def as_mapping(forecast: RunForecast | ProcessForecast) -> dict[str, int | float
     return numbers
 
 
+def _edges_per_update(config: RunConfig, walk: WalkCount, roots: int) -> int:
+    """The most that one process takes part in an update with, of ``roots`` start noises."""
+    share, edges = config.training.trajectories_per_update, roots * walk.edges
+    return edges if share is None else min(edges, math.ceil(share * walk.edges / walk.leaves))
+
+
 def _forecast_walk(
     config: RunConfig, walk: WalkCount, processes: int, latent_shape: tuple[int, ...] | None
 ) -> ProcessForecast:
@@ -188,7 +195,7 @@ def _forecast_walk(
         recorded_edges=parts * roots * walk.edges,
         sampling_batches=parts * sum(math.ceil(roots * rows / micro) for rows in walk.rows),
         scoring_batches=parts * math.ceil(roots * walk.leaves / micro),
-        training_batches=math.ceil(roots * walk.edges / training.micro_batch),
+        training_batches=math.ceil(_edges_per_update(config, walk, roots) / training.micro_batch),
         stored_bytes=stored,
         busy=sampling.prompts_per_update / (processes * prompts),
     )

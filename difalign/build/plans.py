@@ -7,14 +7,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from difalign.core.config import BranchPlan, CascadePlan, PlainPlan, RunConfig, SplitPlan, WindowPlan, WindowStrategy
+from difalign.core.config import RunConfig
+from difalign.core.config_plans import BranchPlan, CascadePlan, PlainPlan, SplitPlan, WindowPlan, WindowStrategy
 
 if TYPE_CHECKING:
     from difalign.core.types import Plan
 
 
 def build_plans(config: RunConfig, *, rollout: int) -> tuple[Plan, ...]:
-    """The plans that every start noise of one rollout walks; only ``config.trainable_steps`` steps are recorded.
+    """The plans that every start noise of one rollout walks; only steps of ``config.interval`` are recorded.
 
     With ``sampling.same_latent`` a prompt has one start noise, and its walk forks into ``samples_per_prompt`` rows.
 
@@ -24,7 +25,7 @@ def build_plans(config: RunConfig, *, rollout: int) -> tuple[Plan, ...]:
     """
     from difalign.rollout import plans
 
-    sampling = config.sampling
+    sampling, interval = config.sampling, config.interval(rollout)
     make: Callable[..., Plan] | None = None
     match sampling.plan:
         case PlainPlan() as plan:
@@ -39,19 +40,20 @@ def build_plans(config: RunConfig, *, rollout: int) -> tuple[Plan, ...]:
             children = sampling.samples_per_prompt // config.roots_per_prompt
             make = partial(plans.window, start=start, size=size, children=children)
         case BranchPlan() as plan:
-            at = branch_steps(plan, config.branch_steps, seed=config.seed, rollout=rollout)
+            available = range(interval.start, config.branch_steps)
+            at = branch_steps(plan, available, seed=config.seed, rollout=rollout)
             return plans.branch(sampling.steps, sampling.noise_level, children=plan.children, at=at)
         case SplitPlan() as plan:
             make = partial(
                 plans.split,
-                at=plan.at,
+                at=interval.start if plan.at is None else plan.at,
                 children=plan.children,
                 last_step_noise=plan.last_step_noise,
                 train_prefix=plan.train_prefix,
             )
         case CascadePlan() as plan:
             make = partial(plans.cascade, at=plan.at, children=plan.children, last_step_noise=plan.last_step_noise)
-    return (_recorded_before(config.trainable_steps, make(sampling.steps, sampling.noise_level)),)
+    return (_recorded_in(interval, make(sampling.steps, sampling.noise_level)),)
 
 
 def window_at(plan: WindowPlan, *, seed: int, rollout: int) -> tuple[int, int]:
@@ -72,16 +74,16 @@ def window_at(plan: WindowPlan, *, seed: int, rollout: int) -> tuple[int, int]:
     return plan.low + start, windows.clipped_size(start, size=plan.size, stop=stop)
 
 
-def branch_steps(plan: BranchPlan, available: int, *, seed: int, rollout: int) -> tuple[int, ...]:
-    """The steps that branch in one rollout, among the first ``available``."""
+def branch_steps(plan: BranchPlan, available: range, *, seed: int, rollout: int) -> tuple[int, ...]:
+    """The steps that branch in one rollout, among ``available``: k of them, or all if there are no more."""
     from difalign.rollout import plans
 
-    if plan.mode == "all":
-        return plans.early_steps(available + 1, available)
-    if plan.mode == "early_k":
-        return plans.early_steps(available + 1, plan.k)
-    return plans.sampled_steps(available + 1, plan.k, seed=seed, epoch=rollout)
+    count = len(available) if plan.mode == "all" else min(plan.k, len(available))
+    if plan.mode == "sampled_k":
+        drawn = plans.sampled_steps(len(available) + 1, count, seed=seed, epoch=rollout)
+        return tuple(available[step] for step in drawn)
+    return tuple(available[:count])
 
 
-def _recorded_before(limit: int, plan: Plan) -> Plan:
-    return tuple(entry if step < limit else replace(entry, record=False) for step, entry in enumerate(plan))
+def _recorded_in(interval: range, plan: Plan) -> Plan:
+    return tuple(entry if step in interval else replace(entry, record=False) for step, entry in enumerate(plan))

@@ -168,7 +168,7 @@ def _understood(key: str, file: Path, prompts: tuple[Prompt, ...], reward: str, 
 
 def _enough_prompts(config: RunConfig, train: Sequence[Prompt]) -> Iterator[str]:
     needed, updates = config.prompts_per_rollout, config.training.updates_per_rollout
-    if len(train) >= needed:
+    if len(train) >= needed or config.sampling.draw == "uniform":
         return
     fewer = len(train) // updates
     remedy = f"use sampling.prompts_per_update={fewer}" if fewer else "use training.updates_per_rollout=1"

@@ -102,7 +102,7 @@ def _free_weights(tuning: Tunable, inputs: Inputs) -> None:
     config = inputs.config
     lora = config.training.lora
     if config.training.trainable == "full":
-        tuning.train_all(keep_reference=config.objective.kl.kind != "none")
+        tuning.train_all(keep_reference=config.objective.uses_reference)
     else:
         targets = lora.targets or inputs.pipeline.card.lora_targets or None  # None leaves them to the family
         try:

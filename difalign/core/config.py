@@ -6,6 +6,8 @@ changes once made. ``difalign.core.overrides`` builds one from YAML and ``key.su
 Sources: FG = Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) and its released configuration for SD3.5-Medium;
 TF = TempFlow-GRPO (arXiv 2508.04324); MG = MixGRPO (arXiv 2507.21802); BG = BranchGRPO (arXiv 2509.06040);
 DDPO = Black et al. 2023 (arXiv 2305.13301) and its released configurations;
+B2 = B2-DiffuRL (Hu et al., CVPR 2025, arXiv 2503.11240) and its released script; D3PO = Yang et al. (arXiv 2311.13231);
+DPOK = Fan et al. (arXiv 2305.16381);
 own = chosen here, for the shipped tiny model or for the user's safety.
 """
 
@@ -15,9 +17,20 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from difalign.core.config_errors import FILE_PATTERN, NAME_PATTERN
+from difalign.core.config_fields import (
+    Count,
+    Decay,
+    FileName,
+    Fraction,
+    NonNegative,
+    PlainName,
+    Positive,
+    Section,
+    StepCount,
+)
+from difalign.core.config_plans import BranchPlan, CurriculumConfig, PlainPlan, PlanConfig, leaves_per_seed
 from difalign.core.cross_checks import contradictions
 from difalign.core.user_path import user_path
 
@@ -26,81 +39,15 @@ RuleName = Literal["flow_grpo", "dance", "wan", "cps", "ddim_eta", "ddim"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 WeightName = Literal["uniform", "noise_aware", "inverse_step_size"]
 LogProbName = Literal["gaussian", "squared_error"]
-SurrogateName = Literal["clipped", "score_function"]
+SurrogateName = Literal["clipped", "clamped", "score_function", "pair"]
 RatioName = Literal["plain", "ratio_norm"]
-StatisticsName = Literal["group", "rollout", "prompt_history"]
+StatisticsName = Literal["group", "rollout", "prompt_history", "stage_history"]
+DrawName = Literal["passes", "uniform"]
+TailName = Literal["flush", "drop"]
 KLName = Literal["none", "flow_grpo", "gaussian", "velocity", "x0"]
 TrackerName = Literal["tensorboard", "wandb", "trackio", "swanlab"]
-WindowStrategy = Literal["fixed", "random", "progressive", "decay", "exp_decay"]
 RollbackName = Literal["skipped_update", "kl_drift", "heldout_drift", "diversity_drift"]
 OptionValue = str | int | float | bool | None
-
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-StepCount = Annotated[int, Field(ge=1, le=1000)]  # networks know a thousand levels of noise
-StepIndex = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-FileName = Annotated[str, Field(min_length=1, pattern=FILE_PATTERN)]
-PlainName = Annotated[str, Field(min_length=1, pattern=NAME_PATTERN)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, strict, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class PlainPlan(Section):
-    """Every step is stochastic (Flow-GRPO)."""
-
-    kind: Literal["plain"] = "plain"
-    last_step_noise: bool = True  # FG released sampler: noise is also added at the last step
-
-
-class WindowPlan(Section):
-    """Stochastic inside a window of steps, ODE outside (Flow-GRPO-Fast, MixGRPO)."""
-
-    kind: Literal["window"]
-    size: Count = 3  # FG fast recipes: 3 steps
-    low: StepIndex = 0  # FG fast recipes: window anywhere in [0, 5)
-    high: Count = 5  # FG fast recipes
-    strategy: WindowStrategy = "random"  # FG fast: random; MG: progressive
-    shift_every: Count = 25  # MG: rollouts between two moves of a moving window
-    shift_by: Count = 1  # MG: overlapping windows, one step a move
-
-
-class BranchPlan(Section):
-    """An ODE trunk; at each chosen step one stochastic step with children, then ODE tails (TempFlow-GRPO)."""
-
-    kind: Literal["branch"]
-    mode: Literal["all", "early_k", "sampled_k"] = "all"  # TF released code: every step but the last
-    k: Count = 3  # own: early_k 3 costs 147 forwards a seed where all costs 279 (10 steps, 6 children)
-    children: Count = 6  # TF released code: 4 seeds x 6 explorations
-
-
-class SplitPlan(Section):
-    """A shared stochastic prefix that splits once, at step ``at``, into stochastic tails (B2-DiffuRL)."""
-
-    kind: Literal["split"]
-    at: StepIndex
-    children: Annotated[int, Field(ge=2)] = 4  # own
-    train_prefix: bool = False  # B2-DiffuRL (arXiv 2503.11240): only the suffix is trained
-    last_step_noise: bool = False  # own: the last step of most rules has next to no density
-
-
-class CascadePlan(Section):
-    """A tree: every row forks again at each step of ``at``, stochastic throughout (BranchGRPO)."""
-
-    kind: Literal["cascade"]
-    at: Annotated[tuple[StepIndex, ...], Field(strict=False, min_length=1)] = (0, 3, 6, 9)  # BG, 20 steps
-    children: Annotated[int, Field(ge=2)] = 2  # BG: 16 leaves from four forks
-    last_step_noise: bool = True  # BG: noise at every step
-
-
-AnyPlan = PlainPlan | WindowPlan | BranchPlan | SplitPlan | CascadePlan
-PlanConfig = Annotated[AnyPlan, Field(discriminator="kind")]
 
 
 class SamplingConfig(Section):
@@ -114,6 +61,8 @@ class SamplingConfig(Section):
     rule: RuleName = "flow_grpo"  # FG: g(sigma) = a * sqrt(sigma / (1 - sigma))
     noise_level: Positive = 0.7  # FG: a = 0.7
     plan: PlanConfig = PlainPlan()  # FG
+    # passes: all prompts once before any comes again; uniform: each is drawn anew, with replacement (DDPO, B2).
+    draw: DrawName = "passes"  # own
     prompts_per_update: Count = 24  # FG: 48 prompts a rollout in two updates
     samples_per_prompt: Count = 24  # FG: 24 start noises a prompt; a plan's children multiply it
     same_latent: bool = False  # FG ablation: different start noise within a group is better; plain and window plans
@@ -122,25 +71,39 @@ class SamplingConfig(Section):
     offload: bool = False  # own: recorded steps wait for their update in main memory, not on the accelerator
 
 
-class PromptHistoryConfig(Section):
-    """What is kept of every prompt's rewards, for ``statistics: prompt_history``."""
+class HistoryConfig(Section):
+    """What is kept of every prompt's rewards."""
 
+    # statistics: prompt_history
     buffer_size: Count = 16  # DDPO, compressibility; 32 for aesthetic quality and alignment
     min_count: Annotated[int, Field(ge=2)] = 16  # DDPO; below it a prompt is compared with the rollout
+    # statistics: stage_history
+    stages: Annotated[int, Field(ge=0)] = 8  # B2: rollouts before this one
+
+
+class SelectionConfig(Section):
+    """Of each group only the best and the worst are trained on, and only if they stand out."""
+
+    positive: Annotated[float, Field(allow_inf_nan=False)] = 0.5  # B2: the best needs at least this advantage
+    negative: Annotated[float, Field(allow_inf_nan=False)] = -0.5  # B2: the worst needs less than this
 
 
 class AdvantageConfig(Section):
     """How rewards become advantages."""
 
     # group: the samples of one task (FG); rollout: all of a rollout (DDPO without tracking of prompts);
-    # prompt_history: the last rewards of the prompt (DDPO with it).
+    # prompt_history: the last rewards of the prompt (DDPO with it); stage_history: its rewards of the last rollouts
+    # (B2).
     statistics: StatisticsName = "group"  # FG
-    history: PromptHistoryConfig = PromptHistoryConfig()
+    history: HistoryConfig = HistoryConfig()
     std: Literal["group", "global", "none"] = "group"  # TF ablation: per-prompt std beats FG's global one
-    ddof: Annotated[int, Field(ge=0, le=1)] = 0  # FG: np.std
-    eps: NonNegative = 1e-4  # FG; DDPO: 1e-6 with prompt_history, 1e-8 with rollout
-    clip: Positive = 5.0  # FG: adv_clip_max
+    ddof: Annotated[int, Field(ge=0, le=1)] = 0  # FG: np.std; B2: 1
+    eps: NonNegative = 1e-4  # FG; DDPO: 1e-6 with prompt_history, 1e-8 with rollout; B2: 1e-8
+    clip: Positive = 5.0  # FG: adv_clip_max; B2
     group_by: Literal["prompt", "seed"] = "prompt"  # FG; TF compares children of one seed
+    selection: SelectionConfig | None = None  # B2: extremes of a group, by group_by
+    positive_scale: NonNegative = 1.0  # B2: beta1, what positive advantages are multiplied by
+    negative_scale: NonNegative = 1.0  # B2: beta2, likewise negative ones
 
 
 class KLConfig(Section):
@@ -150,18 +113,32 @@ class KLConfig(Section):
     beta: NonNegative = 0.0  # FG GenEval and OCR: 0.04 with kind flow_grpo; 0 = only logged
 
 
+class PairConfig(Section):
+    """``surrogate: pair``: the best of a group is preferred to its worst, against the policy before training."""
+
+    beta: Positive = 0.1  # D3PO
+    clip: Fraction | None = 0.1  # D3PO: half-width of the clip of both ratios; null = DPO, without
+
+
 class ObjectiveConfig(Section):
     """What is optimised."""
 
     advantage: AdvantageConfig = AdvantageConfig()
-    surrogate: SurrogateName = "clipped"  # FG, DDPO-IS; score_function: DDPO-SF, one update a rollout
+    # score_function: DDPO-SF, one update a rollout; clamped: DPOK; pair: D3PO.
+    surrogate: SurrogateName = "clipped"  # FG, DDPO-IS, B2
+    pair: PairConfig = PairConfig()
     ratio: RatioName = "plain"  # FG; ratio_norm: GRPO-Guard (arXiv 2510.22319)
     log_prob: LogProbName = "gaussian"  # own: the density; Flow-CPS's code (arXiv 2509.05952): squared_error
-    clip_range: Positive = 1e-4  # FG; 1e-5 in its window recipes (log-prob is a mean over latent elements)
+    clip_range: Positive = 1e-4  # FG, DDPO; B2: 0.1, which hardly ever acts; FG windows: 1e-5
     kl: KLConfig = KLConfig()
     weight: WeightName = "uniform"  # FG; TF: noise_aware; GRPO-Guard (arXiv 2510.22319): inverse_step_size
     timestep_fraction: Fraction = 0.99  # FG: drops the last step
     filter_zero_variance: bool = True  # FG: groups whose rewards are all equal teach nothing
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the policy before training is evaluated beside the one being trained."""
+        return self.kl.kind != "none" or self.surrogate == "pair"
 
 
 class LoraConfig(Section):
@@ -199,7 +176,10 @@ class TrainingConfig(Section):
     max_grad_norm: Positive = 1.0  # FG
     rollouts: Count = 100  # own: sampling phases; FG runs until stopped
     updates_per_rollout: Count = 2  # FG: the first is on-policy, the second is not
-    inner_epochs: Count = 1  # FG
+    inner_epochs: Count = 1  # FG; B2: 2
+    # Trajectories of one update, drawn anew from all that a rollout keeps; null = an update takes all of its prompts'.
+    trajectories_per_update: Count | None = None  # FG; B2: 128
+    tail: TailName = "flush"  # own: what is left over makes an update too; B2's code: drop
     micro_batch: Count = 24  # rows a forward and backward; memory only
     auto_micro_batch: bool = True  # own: halve it, before the first update, as long as it does not fit the memory
     detach_uncond: bool = True  # FG released train_sd3; TF lets gradient through
@@ -281,6 +261,7 @@ class RunConfig(Section):
     )
     prompts: PromptsConfig = PromptsConfig()
     sampling: SamplingConfig = SamplingConfig()
+    curriculum: CurriculumConfig | None = None  # B2; null = the same steps throughout
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -299,6 +280,11 @@ class RunConfig(Section):
         # The small number repairs products such as 100 * 0.29 = 28.999999999999996.
         return math.floor(self.sampling.steps * self.objective.timestep_fraction + 1e-9)
 
+    def interval(self, rollout: int) -> range:
+        """The steps that may be trained on in one rollout, counted from 0."""
+        length = self.sampling.steps if self.curriculum is None else self.curriculum.length(rollout)
+        return range(self.sampling.steps - length, self.trainable_steps)
+
     @property
     def branch_steps(self) -> int:
         """How many steps a branch plan may fork at: those that may be trained on, but never the last."""
@@ -316,9 +302,20 @@ class RunConfig(Section):
 
     @property
     def updates(self) -> int:
-        """Optimiser updates of the whole run, if no clock stops it."""
+        """Optimiser updates of the whole run, if no clock stops it; at most, where a rollout keeps what it selects."""
         training = self.training
-        return training.rollouts * training.updates_per_rollout * training.inner_epochs
+        if training.trajectories_per_update is None:
+            return training.rollouts * training.updates_per_rollout * training.inner_epochs
+        leaves = self.leaves_per_rollout * training.inner_epochs
+        return training.rollouts * math.ceil(leaves / training.trajectories_per_update)
+
+    @property
+    def leaves_per_rollout(self) -> int:
+        """Samples generated in one rollout, over all processes; the most, where a curriculum changes how many."""
+        plan, leaves = self.sampling.plan, leaves_per_seed(self.sampling.plan)
+        if isinstance(plan, BranchPlan):
+            leaves *= self.branch_steps if plan.mode == "all" else plan.k
+        return leaves * self.sampling.samples_per_prompt * self.prompts_per_rollout
 
     @property
     def evaluations(self) -> int:
@@ -329,15 +326,23 @@ class RunConfig(Section):
     @property
     def group_size(self) -> int:
         """How many rewards one reward is compared with, itself among them; the most, where a history grows."""
-        leaves = leaves_per_seed(self.sampling.plan)
-        match self.objective.advantage.statistics:
+        leaves, advantage = leaves_per_seed(self.sampling.plan), self.objective.advantage
+        match advantage.statistics:
             case "rollout":
                 return leaves * self.sampling.samples_per_prompt * self.prompts_per_rollout
             case "prompt_history":
-                return self.objective.advantage.history.buffer_size
+                return advantage.history.buffer_size
+            case "stage_history":
+                return leaves * self.sampling.samples_per_prompt * (1 + advantage.history.stages)
             case "group":
-                pass
-        return leaves if self.objective.advantage.group_by == "seed" else leaves * self.sampling.samples_per_prompt
+                return self.siblings
+
+    @property
+    def siblings(self) -> int:
+        """How many samples form one group: those of a prompt, or of one start noise of it."""
+        leaves = leaves_per_seed(self.sampling.plan)
+        by_seed = self.objective.advantage.group_by == "seed"
+        return leaves if by_seed else leaves * self.sampling.samples_per_prompt
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
@@ -345,14 +350,3 @@ class RunConfig(Section):
         if found:
             raise ValueError("\n".join(found))
         return self
-
-
-def leaves_per_seed(plan: AnyPlan) -> int:
-    """Samples that are compared with one another and grow from one start noise."""
-    match plan:
-        case BranchPlan() | SplitPlan():
-            return plan.children
-        case CascadePlan():
-            return plan.children ** len(plan.at)
-        case _:
-            return 1

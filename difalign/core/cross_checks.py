@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from difalign.core.comparison_checks import comparison_checks
+from difalign.core.curriculum_checks import curriculum_checks
+from difalign.core.surrogate_checks import surrogate_checks
+
 if TYPE_CHECKING:
     from difalign.core.config import RunConfig
 
@@ -20,12 +24,10 @@ def contradictions(config: RunConfig) -> list[str]:
         _noise_out_of_unit(config),
         _kl_without_kind(config),
         _plan_outside_chain(config),
+        *curriculum_checks(config),
         _same_latent_in_tree(config),
-        _group_of_one(config),
-        _statistics_without_groups(config),
-        _history_never_used(config),
-        _score_function_off_policy(config),
-        _ratio_without_use(config),
+        *comparison_checks(config),
+        *surrogate_checks(config),
         _average_never_taken(config),
         _reward_called_total(config),
         _zero_weights(config),
@@ -93,7 +95,7 @@ def _plan_outside_chain(config: RunConfig) -> str | None:
             return (
                 f"sampling.plan.k = {plan.k}: more branch steps than the chain has; use at most {config.branch_steps}"
             )
-        case "split" if plan.at >= last:
+        case "split" if plan.at is not None and plan.at >= last:
             return f"sampling.plan.at = {plan.at}: beyond the chain; {remedy}: use at most {last - 1}"
         case "cascade" if list(plan.at) != sorted(set(plan.at)):
             return f"sampling.plan.at = {list(plan.at)}: must rise; use {sorted(set(plan.at))}"
@@ -110,89 +112,6 @@ def _same_latent_in_tree(config: RunConfig) -> str | None:
         f"sampling.same_latent = true: a {sampling.plan.kind} plan already starts its children from one latent; "
         "use sampling.same_latent=false, and sampling.samples_per_prompt for the number of start noises"
     )
-
-
-def _group_of_one(config: RunConfig) -> str | None:
-    if config.group_size >= 2:
-        return None
-    sampling, by = config.sampling, config.objective.advantage.group_by
-    if by == "seed":
-        return (
-            "objective.advantage.group_by = seed: nothing to compare, one sample grows from each start noise under "
-            f"sampling.plan.kind = {sampling.plan.kind}; use group_by=prompt, or a plan with children >= 2"
-        )
-    return (
-        f"sampling.samples_per_prompt = {sampling.samples_per_prompt}: a sample needs another of its prompt to be "
-        "compared with; use sampling.samples_per_prompt >= 2"
-    )
-
-
-def _statistics_without_groups(config: RunConfig) -> str | None:
-    advantage = config.objective.advantage
-    if advantage.statistics == "group":
-        return None
-    if advantage.std != "group":
-        return (
-            f"objective.advantage.std = {advantage.std}: has no effect with objective.advantage.statistics = "
-            f"{advantage.statistics}, which brings its own std; use std=group, or statistics=group"
-        )
-    if advantage.group_by != "prompt":
-        return (
-            f"objective.advantage.group_by = {advantage.group_by}: has no effect with objective.advantage.statistics = "
-            f"{advantage.statistics}; use group_by=prompt, or statistics=group"
-        )
-    return None
-
-
-def _history_never_used(config: RunConfig) -> str | None:
-    advantage = config.objective.advantage
-    history = advantage.history
-    if advantage.statistics != "prompt_history":
-        if history == type(history)():
-            return None
-        return (
-            f"objective.advantage.history: has no effect with objective.advantage.statistics = {advantage.statistics}; "
-            "use statistics=prompt_history, or leave history out"
-        )
-    if history.min_count <= history.buffer_size:
-        return None
-    return (
-        f"objective.advantage.history.min_count = {history.min_count}: is never reached, since no more than "
-        f"buffer_size = {history.buffer_size} rewards of a prompt are kept; use buffer_size={history.min_count} or more"
-    )
-
-
-def _score_function_off_policy(config: RunConfig) -> str | None:
-    training = config.training
-    several = {
-        "training.updates_per_rollout": training.updates_per_rollout,
-        "training.inner_epochs": training.inner_epochs,
-    }
-    found = [f"{key} = {value}" for key, value in several.items() if value > 1]
-    if config.objective.surrogate != "score_function" or not found:
-        return None
-    return (
-        f"objective.surrogate = score_function: its gradient holds for samples of the policy being trained, and with "
-        f"{' and '.join(found)} later updates learn from samples of an older one; use training.updates_per_rollout=1 "
-        "and training.inner_epochs=1 (a larger sampling.prompts_per_update keeps the samples), or surrogate=clipped"
-    )
-
-
-def _ratio_without_use(config: RunConfig) -> str | None:
-    objective = config.objective
-    if objective.ratio == "plain":
-        return None
-    if objective.surrogate == "score_function":
-        return (
-            f"objective.ratio = {objective.ratio}: has no effect with objective.surrogate = score_function, whose loss "
-            "has no ratio; use objective.ratio=plain, or surrogate=clipped"
-        )
-    if objective.log_prob != "gaussian":
-        return (
-            f"objective.ratio = {objective.ratio}: corrects a ratio of densities, and objective.log_prob = "
-            f"{objective.log_prob} is none; use objective.log_prob=gaussian, or ratio=plain"
-        )
-    return None
 
 
 def _average_never_taken(config: RunConfig) -> str | None:

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from difalign.objective.selection import Extremes
+
 StdMode = Literal["group", "global", "none"]
 
 ZERO_STD = 1e-6  # a spread below this is rounding, not preference
@@ -24,6 +26,7 @@ class Advantages:
     mean: Tensor  # [G] float64
     std: Tensor  # [G] float64, 0 for a single row
     zero_variance: Tensor  # [G] bool: no spread or a single row, hence advantage exactly 0
+    extremes: Extremes | None = None  # what is picked of each group; None if everything counts
 
     @property
     def zero_variance_fraction(self) -> float:
@@ -39,7 +42,6 @@ def group_advantages(
     ddof: int = 0,
     eps: float = 1e-4,
     global_std: float | None = None,
-    clip: float | None = None,
 ) -> Advantages:
     """(reward - group mean) / (std + eps), in float64 from float32 rewards.
 
@@ -54,12 +56,11 @@ def group_advantages(
         ddof: 0 (Flow-GRPO) or 1 (DanceGRPO).
         eps: added to the std; 1e-4 (Flow-GRPO), 1e-8 (DanceGRPO); unused with "none".
         global_std: the std over all processes, from ``reward_std`` of the gathered rewards; default: of these rows.
-        clip: limit the advantage to +-clip; 5 in Flow-GRPO.
 
     Raises:
         ValueError: if shapes differ, there are no rows, a reward is not finite, or an option is out of range.
     """
-    _check(rewards, group, clip=clip)
+    _check(rewards, group)
     if std not in _DIVISORS:
         raise ValueError(f"std must be one of {sorted(_DIVISORS)}, got {std!r}")
     if global_std is not None and std != "global":
@@ -72,7 +73,7 @@ def group_advantages(
     overall = reward_std(rewards, ddof=ddof) if global_std is None else global_std
     divisor = _DIVISORS[std](_Spread(group_std=group_std, overall=overall, eps=eps))
     peers = _Peers(ids, inverse, size, mean, group_std)
-    return _standardised(rewards, peers, divisor, clip=clip)
+    return _standardised(rewards, peers, divisor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def reward_std(rewards: Tensor, *, ddof: int = 0) -> float:
 
 
 def standardised_advantages(
-    rewards: Tensor, group: Tensor, measures: Sequence[Moments], *, eps: float = 1e-6, clip: float | None = None
+    rewards: Tensor, group: Tensor, measures: Sequence[Moments], *, eps: float = 1e-6
 ) -> Advantages:
     """(reward - mean) / (std + eps) with moments that come from elsewhere, such as a history or all processes.
 
@@ -115,20 +116,38 @@ def standardised_advantages(
         group: [M] int64, an index into ``measures``.
         measures: what the rewards of each group are measured against.
         eps: added to the std; in DDPO's released code 1e-6 with statistics per prompt, 1e-8 without.
-        clip: limit the advantage to +-clip; 5 in DDPO's PyTorch code, 10 in its JAX code.
 
     Raises:
-        ValueError: if shapes differ, there are no rows, a reward is not finite, a group has no moments, or the clip is
-            not positive.
+        ValueError: if shapes differ, there are no rows, a reward is not finite, or a group has no moments.
     """
-    _check(rewards, group, clip=clip)
+    _check(rewards, group)
     if int(group.min()) < 0 or int(group.max()) >= len(measures):
         raise ValueError(f"group spans {int(group.min())} to {int(group.max())} but there are {len(measures)} measures")
     ids, inverse = torch.unique(group.cpu(), return_inverse=True)
     used = [measures[i] for i in ids.tolist()]
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in ([m.mean for m in used], [m.std for m in used]))
     peers = _Peers(ids, inverse, torch.tensor([m.count for m in used]), mean, std)
-    return _standardised(rewards, peers, std + eps, clip=clip)
+    return _standardised(rewards, peers, std + eps)
+
+
+def scaled_advantage(
+    advantage: Tensor, *, clip: float, positive_scale: float = 1.0, negative_scale: float = 1.0
+) -> Tensor:
+    """clip(A, -clip, clip), times ``positive_scale`` where it is above 0 and ``negative_scale`` elsewhere, [M].
+
+    Args:
+        advantage: [M].
+        clip: 5 in Flow-GRPO, B2-DiffuRL and DDPO's PyTorch code, 10 in its JAX code.
+        positive_scale: beta1 of B2-DiffuRL (arXiv 2503.11240).
+        negative_scale: beta2.
+
+    Raises:
+        ValueError: if the clip is not positive.
+    """
+    if clip <= 0:
+        raise ValueError(f"clip must be positive, got {clip}")
+    clipped = advantage.clamp(-clip, clip)
+    return clipped * torch.where(clipped > 0, positive_scale, negative_scale)
 
 
 def informative_rows(advantage: Tensor) -> Tensor:
@@ -163,12 +182,10 @@ class _Peers:
     std: Tensor  # [G] float64
 
 
-def _standardised(rewards: Tensor, peers: _Peers, divisor: Tensor, *, clip: float | None) -> Advantages:
+def _standardised(rewards: Tensor, peers: _Peers, divisor: Tensor) -> Advantages:
     zero_variance = peers.std < ZERO_STD
     centred = _exact(rewards) - peers.mean[peers.inverse]
     advantage = torch.where(zero_variance[peers.inverse], 0.0, centred / divisor[peers.inverse])
-    if clip is not None:
-        advantage = advantage.clamp(-clip, clip)
     return Advantages(
         advantage=advantage.float().to(rewards.device),
         group=peers.group,
@@ -188,7 +205,7 @@ def _group_sum(values: Tensor, inverse: Tensor, groups: int) -> Tensor:
     return values.new_zeros(groups).index_add_(0, inverse, values)
 
 
-def _check(rewards: Tensor, group: Tensor, *, clip: float | None) -> None:
+def _check(rewards: Tensor, group: Tensor) -> None:
     if rewards.dim() != 1 or rewards.shape != group.shape or rewards.numel() == 0:
         raise ValueError(
             f"rewards and group must be equal non-empty vectors, got {tuple(rewards.shape)}, {tuple(group.shape)}"
@@ -196,5 +213,3 @@ def _check(rewards: Tensor, group: Tensor, *, clip: float | None) -> None:
     if not bool(rewards.isfinite().all()):
         bad = (~rewards.isfinite()).nonzero().flatten().tolist()
         raise ValueError(f"rewards must be finite; rows {bad[:8]} are not: a reward model returned NaN or infinity")
-    if clip is not None and clip <= 0:
-        raise ValueError(f"clip must be positive or None, got {clip}")

@@ -1,4 +1,4 @@
-"""Policy-gradient losses on mean log-densities: clipped surrogate (PPO), score function (REINFORCE), and ratios."""
+"""Losses on mean log-densities: clipped and clamped surrogate, score function, pairs; and the ratios they take."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def clipped_surrogate(
     Raises:
         ValueError: if shapes differ, which broadcasting would hide, or the clip range is out of bounds.
     """
-    _check_shapes(log_prob, old_log_prob, advantage, weight)
+    _check_shapes(log_prob, {"old_log_prob": old_log_prob, "advantage": advantage, "weight": weight})
     bounds, advantage = _bounds(clip_range), advantage.detach()
     delta = log_ratio(log_prob, old_log_prob.detach())
     ratio = delta.exp()
@@ -141,12 +141,81 @@ def score_function(
     Raises:
         ValueError: as ``clipped_surrogate``.
     """
-    _check_shapes(log_prob, old_log_prob, advantage, weight)
+    _check_shapes(log_prob, {"old_log_prob": old_log_prob, "advantage": advantage, "weight": weight})
     delta = log_ratio(log_prob, old_log_prob.detach())
     return _reported(-advantage.detach() * log_prob, delta, bounds=_bounds(clip_range), weight=weight)
 
 
-SURROGATES: Mapping[str, PolicyLoss] = {"clipped": clipped_surrogate, "score_function": score_function}
+def clamped_surrogate(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    *,
+    clip_range: float | ClipRange,
+    weight: Tensor | None = None,
+    log_ratio: LogRatio = plain_log_ratio,
+) -> Surrogate:
+    """weight * -A * clip(r, 1 - low, 1 + high), one loss per row: without the maximum of ``clipped_surrogate``.
+
+    The policy term of DPOK's released code (arXiv 2305.16381), which keeps its clip at 1e-4: outside the range there is
+    no gradient, whatever the sign of the advantage. Arguments and errors as ``clipped_surrogate``.
+    """
+    _check_shapes(log_prob, {"old_log_prob": old_log_prob, "advantage": advantage, "weight": weight})
+    bounds = _bounds(clip_range)
+    delta = log_ratio(log_prob, old_log_prob.detach())
+    loss = -advantage.detach() * delta.exp().clamp(1.0 - bounds.low, 1.0 + bounds.high)
+    return _reported(loss, delta, bounds=bounds, weight=weight)
+
+
+def pair_logistic(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    reference_log_prob: Tensor,
+    *,
+    beta: float,
+    clip: float | None,
+    clip_range: float | ClipRange,
+    weight: Tensor | None = None,
+) -> Surrogate:
+    """-weight * log sigmoid(beta (log r_w - log r_l)), with r the ratio to the reference policy.
+
+    D3PO (arXiv 2311.13231), released code: each ratio is clipped to [1 - clip, 1 + clip]; without the clip it is DPO
+    (arXiv 2305.18290) on single transitions. Two rows that share the state they start from, as two branches do at their
+    fork, compare nothing but what was done there.
+
+    Args:
+        log_prob: [2P] mean log-density under the policy being trained; rows 2p and 2p + 1 are the preferred and the
+            rejected sample of pair p.
+        old_log_prob: [2P] under the policy that sampled; only for what is logged.
+        reference_log_prob: [2P] under the policy before training.
+        beta: 0.1 in D3PO.
+        clip: half-width of the clip of both ratios, 0.1 in D3PO; None leaves them as they are.
+        clip_range: only for what is logged.
+        weight: [2P] step weights, default 1; the two rows of a pair are of one step.
+
+    Returns:
+        Both rows of a pair have the loss of their pair, so that a mean over rows is the mean over pairs.
+
+    Raises:
+        ValueError: if shapes differ or the number of rows is odd.
+    """
+    _check_shapes(log_prob, {"old_log_prob": old_log_prob, "reference_log_prob": reference_log_prob, "weight": weight})
+    if log_prob.numel() % 2:
+        raise ValueError(f"pairs need an even number of rows, got {log_prob.numel()}")
+    against = log_prob - reference_log_prob.detach()
+    if clip is not None:
+        against = against.exp().clamp(1.0 - clip, 1.0 + clip).log()
+    margin = beta * (against[0::2] - against[1::2])
+    loss = -torch.nn.functional.logsigmoid(margin).repeat_interleave(2)
+    delta = plain_log_ratio(log_prob, old_log_prob.detach())
+    return _reported(loss, delta, bounds=_bounds(clip_range), weight=weight)
+
+
+SURROGATES: Mapping[str, PolicyLoss] = {
+    "clipped": clipped_surrogate,
+    "clamped": clamped_surrogate,
+    "score_function": score_function,
+}
 
 
 def _reported(loss: Tensor, delta: Tensor, *, bounds: ClipRange, weight: Tensor | None) -> Surrogate:
@@ -169,8 +238,8 @@ def _bounds(clip_range: float | ClipRange) -> ClipRange:
     return clip_range if isinstance(clip_range, ClipRange) else ClipRange(low=clip_range, high=clip_range)
 
 
-def _check_shapes(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, weight: Tensor | None) -> None:
-    for name, value in (("old_log_prob", old_log_prob), ("advantage", advantage), ("weight", weight)):
+def _check_shapes(log_prob: Tensor, named: Mapping[str, Tensor | None]) -> None:
+    for name, value in named.items():
         if value is not None and value.shape != log_prob.shape:
             raise ValueError(
                 f"{name} must have the shape of log_prob {tuple(log_prob.shape)}, got {tuple(value.shape)}"

@@ -65,3 +65,13 @@ def group_ids(
         num_steps = int(trajectories.step.max()) + 1 if trajectories.step.numel() else 1
         keys = keys * num_steps + trajectories.step
     return torch.unique(keys, return_inverse=True)[1]
+
+
+def first_leaves(trajectories: Trajectories) -> Tensor:
+    """The first leaf that descends from every edge, [M] int64.
+
+    Where nothing forks any more that is its only one: the edges of one sample have one first leaf.
+    """
+    edge, leaf = trajectories.descent
+    first = torch.full_like(trajectories.step, trajectories.final.shape[0])
+    return first.scatter_reduce(0, edge, leaf, reduce="amin")

@@ -19,7 +19,7 @@ from difalign.objective.diversity import pairwise_distance
 from difalign.rollout.engine import rollout
 from difalign.rollout.grouping import edge_rewards, group_ids
 from difalign.train.runtime import Runtime
-from difalign.train.sampler import rollout_prompts, split_groups
+from difalign.train.sampler import Draw, number_draws, rollout_prompts, split_groups, uniform_prompts
 from difalign.train.scoring import decode_and_score
 
 PlanSchedule = Callable[[int], tuple[Plan, ...]]  # rollout index -> the plans it runs
@@ -33,6 +33,7 @@ class Batch:
     scored: Scored
     condition: Condition
     prompt_index: Tensor  # [R] the prompt of every root
+    root_position: Tensor  # [R] int64, of every root among those of the update, over all processes
     prompts: tuple[str, ...]  # rows of condition
     rewards: Mapping[str, Tensor]  # name -> [L]
     distances: Tensor  # [G] between the samples of each prompt; empty if the run does not look
@@ -67,7 +68,8 @@ class Collector:
     def collect(self, index: int, report: Report) -> list[Batch]:
         """The batches of rollout ``index``, one an update: this process's whole groups of each."""
         config = self._config
-        chosen = rollout_prompts(
+        draw = {"passes": rollout_prompts, "uniform": uniform_prompts}[config.sampling.draw]
+        chosen = draw(
             len(self._prompts),
             updates=config.training.updates_per_rollout,
             prompts_per_update=config.sampling.prompts_per_update,
@@ -76,9 +78,9 @@ class Collector:
         )
         plans = self._plans(index)
         batches = []
-        for indices in chosen:
-            mine = split_groups(indices, rank=self._runtime.rank, world=self._runtime.world)
-            batches.append(self._batch([self._prompts[i].text for i in mine], plans, index, report))
+        for draws in number_draws([[self._prompts[i].text for i in indices] for indices in chosen]):
+            mine = split_groups(draws, rank=self._runtime.rank, world=self._runtime.world)
+            batches.append(self._batch(mine, plans, index, report))
         forwards = sum(batch.scored.trajectories.forwards for batch in batches)
         leaves = sum(batch.scored.trajectories.final.shape[0] for batch in batches)
         totals = self._runtime.total([forwards, leaves])
@@ -86,9 +88,11 @@ class Collector:
         self.reward_calls += round(totals[1])
         return batches
 
-    def _batch(self, texts: list[str], plans: tuple[Plan, ...], index: int, report: Report) -> Batch:
+    def _batch(self, draws: Sequence[Draw], plans: tuple[Plan, ...], index: int, report: Report) -> Batch:
         sampling = self._config.sampling
         roots = self._config.roots_per_prompt
+        texts = [draw.text for draw in draws]
+        starts = [(draw, s) for draw in draws for s in range(roots)]
         condition = self._pipeline.encode(texts)
         prompt_index = torch.arange(len(texts)).repeat_interleave(roots)
         with self._runtime.autocast():
@@ -97,7 +101,9 @@ class Collector:
                 plans,
                 condition=condition,
                 prompt_index=prompt_index,
-                root_seeds=[row_seed(self._config.seed, text, s, index) for text in texts for s in range(roots)],
+                root_seeds=[
+                    row_seed(self._config.seed, draw.text, draw.repeat * roots + s, index) for draw, s in starts
+                ],
                 grid=self._grid,
                 micro_batch=sampling.micro_batch,
                 storage_dtype=getattr(torch, sampling.storage_dtype),
@@ -126,4 +132,5 @@ class Collector:
         )
         small = media.thumbnails
         distances = torch.zeros(0) if small is None else pairwise_distance(small, prompt_of_leaf)
-        return Batch(scored, condition, prompt_index, tuple(texts), scored.rewards, distances)
+        position = torch.tensor([draw.position * roots + s for draw, s in starts])
+        return Batch(scored, condition, prompt_index, position, tuple(texts), scored.rewards, distances)

@@ -137,7 +137,7 @@ class _Passes:
         try:
             with self._runtime.autocast():
                 prediction = predict_rows(self._pipeline, self._grid, x, step, condition)
-            if self._config.objective.kl.kind != "none":
+            if self._config.objective.uses_reference:
                 with torch.no_grad(), tuning.reference(), self._runtime.autocast():
                     predict_rows(self._pipeline, self._grid, x, step, condition)
             level = torch.full((rows,), self._noise_level, device=x.device)

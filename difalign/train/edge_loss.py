@@ -13,9 +13,9 @@ from difalign.core.gaussian import LOG_PROBS
 from difalign.core.protocols import TrainablePipeline
 from difalign.core.types import NoiseGrid
 from difalign.objective.kl import KL_TYPES, evaluate
-from difalign.objective.surrogate import SURROGATES, RatioNorm, Surrogate, plain_log_ratio
+from difalign.objective.surrogate import SURROGATES, RatioNorm, Surrogate, pair_logistic, plain_log_ratio
 from difalign.objective.weights import STEP_WEIGHTS, step_weights
-from difalign.rollout.replay import edge_log_prob
+from difalign.rollout.replay import EdgeLogProb, edge_log_prob
 from difalign.train.collector import Batch
 from difalign.train.runtime import Runtime
 
@@ -36,7 +36,6 @@ class EdgeLoss:
     def __init__(self, pipeline: TrainablePipeline, *, config: RunConfig, runtime: Runtime, grid: NoiseGrid) -> None:
         self._pipeline = pipeline
         self._objective = config.objective
-        self._surrogate = SURROGATES[config.objective.surrogate]
         self._log_prob = LOG_PROBS[config.objective.log_prob]
         self._runtime = runtime
         self._grid = grid
@@ -58,57 +57,79 @@ class EdgeLoss:
             weights: [T] by step.
             total: edges of the whole update, over all processes; each weighs one part in so many.
         """
-        device = self._pipeline.device
-        walks = batch.scored.trajectories
         with self._runtime.autocast():
-            new = edge_log_prob(
-                self._pipeline,
-                walks,
-                rows,
-                condition=batch.condition,
-                prompt_index=batch.prompt_index,
-                grid=self._grid,
-                log_prob=self._log_prob,
-            )
-        # The means are kept where the ratio is to be normalised by them.
-        ratio = plain_log_ratio if walks.mean is None else RatioNorm(new.step, walks.mean[rows].to(device))
-        surrogate = self._surrogate(
-            new.log_prob,
-            walks.log_prob[rows].to(device),
-            advantage[rows].to(device),
-            clip_range=self._objective.clip_range,
-            weight=weights.to(device)[walks.step[rows].to(device)],
-            log_ratio=ratio,
-        )
+            new = self._replay(batch, rows)
+        reference = self._reference(batch, rows) if self._objective.uses_reference else None
+        surrogate = self._surrogate(batch, rows, new, reference, advantage=advantage, weights=weights)
         loss = surrogate.loss.sum() / total
-        divergence = self._divergence(batch, rows, new.prediction)
+        divergence = self._divergence(batch, rows, new, reference)
         if divergence is not None and self._objective.kl.beta > 0:
             loss = loss + self._objective.kl.beta * divergence.sum() / total
         return ChunkLoss(loss, surrogate, divergence)
 
-    def _divergence(self, batch: Batch, rows: Tensor, prediction: Tensor) -> Tensor | None:
+    def _replay(self, batch: Batch, rows: Tensor) -> EdgeLogProb:
+        return edge_log_prob(
+            self._pipeline,
+            batch.scored.trajectories,
+            rows,
+            condition=batch.condition,
+            prompt_index=batch.prompt_index,
+            grid=self._grid,
+            log_prob=self._log_prob,
+        )
+
+    def _reference(self, batch: Batch, rows: Tensor) -> EdgeLogProb:
+        """The edges under the policy before training."""
+        with torch.no_grad(), self._pipeline.tuning.reference(), self._runtime.autocast():
+            return self._replay(batch, rows)
+
+    def _surrogate(
+        self,
+        batch: Batch,
+        rows: Tensor,
+        new: EdgeLogProb,
+        reference: EdgeLogProb | None,
+        *,
+        advantage: Tensor,
+        weights: Tensor,
+    ) -> Surrogate:
+        device, objective, walks = self._pipeline.device, self._objective, batch.scored.trajectories
+        old, weight = walks.log_prob[rows].to(device), weights.to(device)[walks.step[rows].to(device)]
+        if objective.surrogate == "pair":
+            assert reference is not None, "pairs are measured against the policy before training"
+            return pair_logistic(
+                new.log_prob,
+                old,
+                reference.log_prob,
+                beta=objective.pair.beta,
+                clip=objective.pair.clip,
+                clip_range=objective.clip_range,
+                weight=weight,
+            )
+        # The means are kept where the ratio is to be normalised by them.
+        ratio = plain_log_ratio if walks.mean is None else RatioNorm(new.step, walks.mean[rows].to(device))
+        return SURROGATES[objective.surrogate](
+            new.log_prob,
+            old,
+            advantage[rows].to(device),
+            clip_range=objective.clip_range,
+            weight=weight,
+            log_ratio=ratio,
+        )
+
+    def _divergence(self, batch: Batch, rows: Tensor, new: EdgeLogProb, reference: EdgeLogProb | None) -> Tensor | None:
         """Distance from the policy before training, [B]; None if the run does not measure it."""
         kind = self._objective.kl.kind
-        if kind == "none":
+        if kind == "none" or reference is None:
             return None
-        walks = batch.scored.trajectories
-        with torch.no_grad(), self._pipeline.tuning.reference(), self._runtime.autocast():
-            old = edge_log_prob(
-                self._pipeline,
-                walks,
-                rows,
-                condition=batch.condition,
-                prompt_index=batch.prompt_index,
-                grid=self._grid,
-            )
-        device = self._pipeline.device
+        device, walks = self._pipeline.device, batch.scored.trajectories
         x, step = walks.x[rows].to(device).float(), walks.step[rows].to(device)
         level = walks.noise_level[rows].to(device)
-        policy, reference = (
-            evaluate(self._pipeline.process, self._grid, x, p, step=step, noise_level=level)
-            for p in (prediction, old.prediction)
+        policy, base = (
+            evaluate(self._pipeline.process, self._grid, x, each.prediction, step=step, noise_level=level)
+            for each in (new, reference)
         )
-        return KL_TYPES[kind](policy, reference)
+        return KL_TYPES[kind](policy, base)
 
 
 def _first_of_each(step: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,8 @@ from torch import Tensor
 from difalign.core.config import RunConfig
 from difalign.core.prompts import Prompt
 from difalign.core.protocols import Pipeline, RewardModel, TrainablePipeline
-from difalign.core.rng import generator
 from difalign.core.types import NoiseGrid
-from difalign.objective.advantages import Advantages, informative_rows
+from difalign.objective.advantages import Advantages
 from difalign.report.alarms import Alarm
 from difalign.train.alarms import Alarms
 from difalign.train.collector import Batch, Collector, PlanSchedule, Report
@@ -34,6 +33,7 @@ from difalign.train.faults import Fault, has_finite_gradients, locate_fault, ski
 from difalign.train.fingerprint import WeightSeal
 from difalign.train.meters import Meter
 from difalign.train.optimisation import Optimisation, Step
+from difalign.train.partition import Part, kept_figures, partition
 from difalign.train.runtime import Runtime
 from difalign.train.state import TrainerState
 
@@ -64,7 +64,7 @@ class PolicyGradient:
         self._collector = Collector(
             pipeline, reward, prompts, plans=plans, config=config, runtime=runtime, grid=self._grid
         )
-        self._comparison = Comparison(config.objective.advantage, runtime)
+        self._comparison = Comparison(config.objective, runtime)
         self._loss = EdgeLoss(pipeline, config=config, runtime=runtime, grid=self._grid)
         self._optimisation = Optimisation(pipeline, config=config.training, runtime=runtime)
         self._seal = WeightSeal(self._optimisation.parameters)
@@ -104,11 +104,10 @@ class PolicyGradient:
             batches = self._collector.collect(index, report)
         advantages = self._comparison.advantages(batches)
         self.check_weights(self._pipeline, before="the updates")
+        figures = self._figures(index, batches, advantages)
         rows: list[dict[str, float]] = []
-        for epoch in range(self._config.training.inner_epochs):
-            for batch, advantage in zip(batches, advantages, strict=True):
-                first = not rows and epoch == 0
-                rows.append(self._update(index, batch, advantage, on_policy=first, report=report))
+        for part in partition(batches, advantages, self._config, self._runtime, update=self.updates):
+            rows.append(self._update(index, part, on_policy=not rows, report=report) | figures)
         self._seal_weights(index, rows)
         return rows
 
@@ -167,54 +166,48 @@ class PolicyGradient:
 
     # --- updating -----------------------------------------------------------------------------------------------
 
-    def _update(
-        self, index: int, batch: Batch, advantages: Advantages, *, on_policy: bool, report: Report
-    ) -> dict[str, float]:
-        rows = self._rows(advantages)
-        total = round(self._runtime.total([rows.numel()])[0])
+    def _figures(self, index: int, batches: Sequence[Batch], advantages: Sequence[Advantages]) -> dict[str, float]:
+        """What there is to say about the rollout as a whole."""
+        figures = kept_figures(batches, advantages, self._runtime)
+        if self._config.curriculum is not None:
+            figures["interval_start"] = self._config.interval(index).start
+        return figures
+
+    def _update(self, index: int, part: Part, *, on_policy: bool, report: Report) -> dict[str, float]:
         meter = Meter(self._runtime)
-        meter.rewards(batch.rewards, advantages)
-        meter.distances(batch.distances)
-        step = self._descend(index, batch, advantages, rows, total=total, meter=meter, report=report) if total else None
+        meter.rewards(part.batch.rewards, part.advantages)
+        meter.distances(part.batch.distances)
+        step = self._descend(index, part, meter=meter, report=report) if part.count else None
         row = meter.row()
         if on_policy and step is not None and step.taken:
             self._check_first_update(row, step, index)
         if step is not None and not step.taken:
             del row["grad_norm"]  # there is none to speak of
-        row |= {"rollout": index, "update": self.updates, "rows": total}
+        row |= {"rollout": index, "update": self.updates, "rows": part.count}
         row |= {"denoiser_forwards": self.forwards, "reward_calls": self.reward_calls}
         self.updates += 1
         return row
 
-    def _descend(
-        self,
-        index: int,
-        batch: Batch,
-        advantages: Advantages,
-        rows: Tensor,
-        *,
-        total: int,
-        meter: Meter,
-        report: Report,
-    ) -> Step:
-        """One optimiser step down the loss of ``rows``, the part of ``total`` edges that this process has."""
+    def _descend(self, index: int, part: Part, *, meter: Meter, report: Report) -> Step:
+        """One optimiser step down the loss of a part."""
         faults: list[Fault] = []
+        batch, advantage = part.batch, part.advantages.advantage
         weights = self._loss.step_weights(batch)
-        chunks = self._chunks(rows)
+        chunks = self._chunks(part.rows)
         report("training", 0, len(chunks))
-        for done, chunk in enumerate(chunks):
-            if not chunk.numel():
+        for done, rows in enumerate(chunks):
+            if not rows.numel():
                 self._accompany(batch, weights)
                 continue
-            part = self._loss.chunk(batch, advantages.advantage, chunk, weights=weights, total=total)
-            finite = bool(part.loss.isfinite())
-            self._optimisation.backward(part.loss)  # if it is not finite too: every process makes the same calls
+            loss = self._loss.chunk(batch, advantage, rows, weights=weights, total=part.total)
+            finite = bool(loss.loss.isfinite())
+            self._optimisation.backward(loss.loss)  # if it is not finite too: every process makes the same calls
             if not finite:
-                faults.append(self._fault("loss", batch, chunk))
+                faults.append(self._fault("loss", batch, rows))
             elif not faults and not self._gradient_is_finite():
-                faults.append(self._fault("gradient", batch, chunk))
+                faults.append(self._fault("gradient", batch, rows))
             if finite:
-                meter.chunk(part.surrogate, part.divergence, part.loss)
+                meter.chunk(loss.surrogate, loss.divergence, loss.loss)
             report("training", done + 1, len(chunks))
         if any(fault.what == "loss" for fault in faults):
             spoil_gradients(self._optimisation.parameters)
@@ -228,26 +221,21 @@ class PolicyGradient:
 
     def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Rows in micro-batches; as many on every process, if need be empty, where a forward takes all of them."""
-        count = -(-rows.numel() // self._config.training.micro_batch)
-        return _even_chunks(rows, self._runtime.most(count) if self._runtime.shards else count)
+        together = 2 if self._config.objective.surrogate == "pair" else 1
+        units = rows.view(-1, together)
+        count = -(-len(units) // (self._config.training.micro_batch // together))
+        chunks = _even_chunks(units, self._runtime.most(count) if self._runtime.shards else count)
+        return tuple(chunk.flatten() for chunk in chunks)
 
     def _accompany(self, batch: Batch, weights: Tensor) -> None:
         """A forward and backward that counts for nothing: others train, and gather this process's part of the weights.
 
-        The first recorded edge, without advantage, divided by infinity.
+        The first recorded edge, twice since a loss may be of pairs, without advantage, divided by infinity.
         """
-        nothing, first = torch.zeros_like(batch.scored.trajectories.log_prob), torch.zeros(1, dtype=torch.int64)
+        nothing = torch.zeros_like(batch.scored.trajectories.log_prob)
+        first = torch.zeros(2, dtype=torch.int64)
         part = self._loss.chunk(batch, nothing, first, weights=weights, total=math.inf)
         self._optimisation.backward(part.loss)
-
-    def _rows(self, advantages: Advantages) -> Tensor:
-        """The edges an update learns from, shuffled by step and prompt alike."""
-        if self._config.objective.filter_zero_variance:
-            rows = informative_rows(advantages.advantage)
-        else:
-            rows = torch.arange(advantages.advantage.numel())
-        order = torch.randperm(rows.numel(), generator=generator("rows", self._config.seed, self.updates))
-        return rows[order]
 
     # --- guards -------------------------------------------------------------------------------------------------
 

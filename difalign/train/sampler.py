@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from difalign.core.rng import generator
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One prompt of an update."""
+
+    text: str
+    position: int  # among the draws of the update, over all processes
+    repeat: int  # how often the text was drawn before in the rollout; its noise must not be drawn twice
+
+
+def uniform_prompts(
+    num_prompts: int, *, updates: int, prompts_per_update: int, seed: int, rollout: int
+) -> list[list[int]]:
+    """Indices of the prompts of each update, each drawn uniformly with replacement (DDPO, B2-DiffuRL).
+
+    A pure function of (seed, rollout), like ``rollout_prompts``.
+    """
+    drawn = torch.randint(num_prompts, (updates, prompts_per_update), generator=generator("prompt draw", seed, rollout))
+    return drawn.tolist()
+
+
+def number_draws(chosen: Sequence[Sequence[str]]) -> list[list[Draw]]:
+    """The texts of each update with their places, and with how often each was drawn before in the rollout."""
+    seen: Counter[str] = Counter()
+    numbered: list[list[Draw]] = []
+    for texts in chosen:
+        numbered.append([])
+        for position, text in enumerate(texts):
+            numbered[-1].append(Draw(text, position, seen[text]))
+            seen[text] += 1
+    return numbered
 
 
 def rollout_prompts(
@@ -33,6 +70,6 @@ def rollout_prompts(
     return [chosen[u * prompts_per_update : (u + 1) * prompts_per_update] for u in range(updates)]
 
 
-def split_groups(items: Sequence[int], *, rank: int, world: int) -> list[int]:
+def split_groups(items: Sequence[_Item], *, rank: int, world: int) -> list[_Item]:
     """The whole groups of one process: counts differ by at most one, and no group is split."""
     return list(items[rank::world])

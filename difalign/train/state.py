@@ -36,14 +36,14 @@ class TrainerState:
     average: Mapping[str, Tensor]  # empty without a moving average
     counters: Mapping[str, int]
     loss_scaling: Mapping[str, float] = field(default_factory=dict)  # of float16; empty otherwise
-    prompt_rewards: Mapping[str, Sequence[float]] = field(default_factory=dict)  # kept of every prompt, oldest first
+    prompt_rewards: Sequence[Mapping[str, Sequence[float]]] = ()  # of every prompt; one mapping a stage, oldest first
 
     def files(self) -> dict[str, Write]:
         """What writes each file of a checkpoint, by name."""
         numbers = {
             "counters": dict(self.counters),
             "loss_scaling": dict(self.loss_scaling),
-            "prompt_rewards": {prompt: list(rewards) for prompt, rewards in self.prompt_rewards.items()},
+            "prompt_rewards": [{name: list(kept) for name, kept in stage.items()} for stage in self.prompt_rewards],
         }
         return {
             WEIGHTS_FILE: partial(_write_tensors, self.weights),

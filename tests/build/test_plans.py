@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from difalign.build.plans import build_plans, window_at
-from difalign.core.config import WindowPlan
+from difalign.core.config_plans import WindowPlan
 from difalign.core.overrides import load_config
 from difalign.core.types import Plan
 from difalign.rollout import plans
@@ -53,6 +53,28 @@ def test_split_and_cascade():
     assert recorded(plan) == list(range(9))  # the last step is noisy, and left out by timestep_fraction
     (plan,) = built("{kind: cascade, at: [0, 3], children: 2}", "objective.timestep_fraction=1.0")
     assert plan == plans.cascade(10, 0.7, at=[0, 3], children=2, last_step_noise=True)
+
+
+def test_plans_follow_the_interval_of_the_rollout():
+    """The last 4 to 10 of 10 steps, of which the last is never trained on."""
+    grow = ("curriculum={first: 4, last: 10, stages: 7}",)
+    for rollout in (0, 3, 6, 50):
+        start = 6 - min(rollout, 6)
+        (plan,) = built("{kind: split, children: 3}", *grow, rollout=rollout)
+        assert plan == plans.split(10, 0.7, at=start, children=3)
+        branches = built("{kind: branch, children: 3}", *grow, rollout=rollout)
+        assert branches == plans.branch(10, 0.7, children=3, at=range(start, 9))
+        early = built("{kind: branch, mode: early_k, k: 4, children: 3}", *grow, rollout=rollout)
+        assert early == branches[:4]
+        sampled = built("{kind: branch, mode: sampled_k, k: 2, children: 3}", *grow, rollout=rollout)
+        assert len(sampled) == 2
+        assert set(sampled) <= set(branches)
+        (plan,) = built("{kind: plain}", *grow, rollout=rollout)
+        assert recorded(plan) == list(range(start, 9))
+        assert all(entry.noise_level == 0.7 for entry in plan)
+    (fixed,) = built("{kind: split, at: 2, children: 3}", *grow)
+    assert [entry.fan_out for entry in fixed].index(3) == 2
+    assert recorded(fixed) == [6, 7, 8]
 
 
 @pytest.mark.parametrize("strategy", ["fixed", "random", "progressive", "decay", "exp_decay"])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from difalign.core.config import BranchPlan, PlainPlan, RunConfig, WindowPlan
+from difalign.core.config import RunConfig
+from difalign.core.config_plans import BranchPlan, PlainPlan, WindowPlan
 from difalign.core.config_yaml import parse_yaml, to_yaml
 from difalign.core.errors import ConfigError
 from difalign.core.overrides import load_config, merge, parse_overrides

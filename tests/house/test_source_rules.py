@@ -22,7 +22,15 @@ PURE_PACKAGES = {
     "embedded": {"numpy", "scipy"},
 }
 # The part of the core that reads configuration may know how.
-CONFIG_MODULES = {"config", "config_errors", "config_yaml", "cross_checks", "overrides"}
+CONFIG_MODULES = {
+    "config_fields",
+    "config_plans",
+    "config",
+    "config_errors",
+    "config_yaml",
+    "cross_checks",
+    "overrides",
+}
 CONFIG_LIBRARIES = {"pydantic", "pydantic_core", "yaml"}
 # The part of it that reads prompts may know a table's format; it is an extra, imported where one is read.
 PROMPT_MODULES = {"prompt_rows"}

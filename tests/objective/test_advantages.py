@@ -10,6 +10,7 @@ from difalign.objective.advantages import (
     group_advantages,
     informative_rows,
     reward_std,
+    scaled_advantage,
 )
 
 REWARDS = torch.tensor([1.0, 2.0, 3.0, 6.0, 5.0, 5.0, 5.0, 5.0])
@@ -133,9 +134,18 @@ def test_reward_std_is_the_sample_std(ddof: int) -> None:
 def test_the_clip_limits_both_sides() -> None:
     rewards = torch.cat([torch.zeros(49), torch.ones(1)])
     group = torch.zeros(50, dtype=torch.int64)
-    assert float(group_advantages(rewards, group).advantage.max()) > 5
-    assert float(group_advantages(rewards, group, clip=5.0).advantage.max()) == 5.0
-    assert float(group_advantages(-rewards, group, clip=5.0).advantage.min()) == -5.0
+    advantage = group_advantages(rewards, group).advantage
+    assert float(advantage.max()) > 5
+    assert float(scaled_advantage(advantage, clip=5.0).max()) == 5.0
+    assert float(scaled_advantage(-advantage, clip=5.0).min()) == -5.0
+
+
+def test_the_scales_follow_the_sign_after_the_clip() -> None:
+    advantage = torch.tensor([7.0, 0.5, 0.0, -0.5, -7.0])
+    scaled = scaled_advantage(advantage, clip=5.0, positive_scale=2.0, negative_scale=0.1)
+    assert scaled.tolist() == pytest.approx([10.0, 1.0, 0.0, -0.05, -0.5])
+    with pytest.raises(ValueError, match="clip must be positive, got 0"):
+        scaled_advantage(advantage, clip=0.0)
 
 
 # ------------------------------------------------------------------------------------------------ filtering
@@ -156,5 +166,3 @@ def test_bad_input_is_named() -> None:
         group_advantages(REWARDS, GROUP, std="batch")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="global_std"):
         group_advantages(REWARDS, GROUP, global_std=1.0)
-    with pytest.raises(ValueError, match="clip"):
-        group_advantages(REWARDS, GROUP, clip=0.0)

@@ -9,7 +9,15 @@ from torch import Tensor
 from difalign.core.gaussian import log_prob, mean_over_latent, sample
 from difalign.core.types import GaussianStep
 from difalign.objective.advantages import group_advantages
-from difalign.objective.surrogate import SURROGATES, ClipRange, PolicyLoss, RatioNorm, clipped_surrogate, score_function
+from difalign.objective.surrogate import (
+    SURROGATES,
+    ClipRange,
+    PolicyLoss,
+    RatioNorm,
+    clamped_surrogate,
+    clipped_surrogate,
+    score_function,
+)
 from difalign.process.flow import FlowProcess
 from difalign.process.grids import flow_match_grid
 
@@ -51,6 +59,19 @@ def test_gradient_on_either_side_of_the_clip_in_numbers() -> None:
     clipped_surrogate(log_ratio, double(0, 0, 0, 0), double(1, -1, -1, 1), clip_range=0.1).loss.sum().backward()
     assert log_ratio.grad is not None
     assert log_ratio.grad.tolist() == pytest.approx([0, 1.221403, 0, -0.818731], abs=1e-6)
+
+
+def test_the_clamp_stops_the_gradient_on_both_sides() -> None:
+    """DPOK's policy term: inside the range the clipped surrogate, outside no gradient for either sign."""
+    log_ratio = double(0.2, 0.2, -0.2, -0.2, 0.05, -0.05).requires_grad_()
+    advantage = double(1, -1, 1, -1, 1, -1)
+    result = clamped_surrogate(log_ratio, double(0, 0, 0, 0, 0, 0), advantage, clip_range=0.1)
+    result.loss.sum().backward()
+    assert log_ratio.grad is not None
+    assert log_ratio.grad[:4].tolist() == [0, 0, 0, 0]
+    expected = -advantage[4:] * log_ratio.detach()[4:].exp()
+    torch.testing.assert_close(log_ratio.grad[4:], expected)
+    assert result.loss[:4].tolist() == pytest.approx([-1.1, 1.1, -0.9, 0.9])
 
 
 @pytest.mark.parametrize("loss", SURROGATES.values(), ids=SURROGATES)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from difalign.core.protocols import Process
 from difalign.core.types import Plan, Trajectories
-from difalign.objective.advantages import group_advantages
+from difalign.objective.advantages import group_advantages, scaled_advantage
 from difalign.objective.surrogate import clipped_surrogate
 from difalign.objective.weights import WeightRule, noise_aware, step_weights, uniform
 from difalign.process.flow import FlowProcess, RenoiseProcess
@@ -129,7 +129,7 @@ def improve(pipeline: ToyPipeline, optimizer: torch.optim.Optimizer, recipe: Rec
     trajectories = sample(pipeline, recipe.plans_of(epoch), seeds=recipe.seeds, epoch=epoch)
     groups = group_ids(trajectories, prompt_index, by=recipe.by)
     rewards = edge_rewards(reward(trajectories.final), trajectories)
-    advantage = group_advantages(rewards, groups, clip=5.0).advantage
+    advantage = scaled_advantage(group_advantages(rewards, groups).advantage, clip=5.0)
     grid = pipeline.grid(N)
     weight = step_weights(recipe.weight, recipe.process, grid, trajectories.step.unique(), noise_level=0.7)
     for rows in torch.randperm(len(trajectories.step)).chunk(2):

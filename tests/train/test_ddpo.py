@@ -15,6 +15,7 @@ from difalign.objective.advantages import Advantages, moments, standardised_adva
 from difalign.objective.prompt_history import PromptHistory
 from difalign.rollout.replay import edge_log_prob
 from difalign.train.collector import Batch
+from difalign.train.partition import partition
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.state import read_trainer_state
 from tests.train.ddim_toy import ddpo_config, ddpo_trainer, outlook
@@ -93,7 +94,7 @@ def test_advantages_are_those_of_the_history() -> None:
         batches, advantages = collected(trainer, index)
         for mine, expected in zip(advantages, by_hand(batches, history), strict=True):
             torch.testing.assert_close(mine.advantage, expected, atol=1e-6, rtol=0)
-    assert dict(trainer.state().prompt_rewards) == history.rewards
+    assert list(trainer.state().prompt_rewards) == [history.rewards]
     assert {len(rewards) for rewards in history.rewards.values()} == {8, 9}
 
 
@@ -120,7 +121,7 @@ def test_a_resumed_run_goes_on_with_the_history(tmp_path: Path) -> None:
     run_toy(config_of(tmp_path / "whole", objective=objective))
     run_until(tmp_path / "run", 4, objective=objective)
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
-    kept = read_trainer_state(newest).prompt_rewards
+    (kept,) = read_trainer_state(newest).prompt_rewards
     assert len(kept) >= 6
     assert {len(rewards) for rewards in kept.values()} == {4}
     run_toy(config_of(tmp_path / "run", objective=objective, resume="latest"))
@@ -155,7 +156,8 @@ def moved_by_one_update(ratio: str) -> tuple[PolicyGradient, Batch, Advantages, 
             prompt_index=batch.prompt_index,
             grid=trainer._grid,
         )
-    row = trainer._update(0, batches[0], advantages[0], on_policy=True, report=quiet)
+    first = partition(batches, advantages, config, trainer._runtime, update=0)[0]
+    row = trainer._update(0, first, on_policy=True, report=quiet)
     assert row["ratio_max_deviation"] == 0.0
     return trainer, batch, advantages[1], old.step.mean
 

@@ -18,8 +18,19 @@ from difalign.core.types import RewardOutput, Trajectories
 from difalign.rollout.engine import rollout
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.runtime import Runtime
+from tests.sections import lay_over
 from tests.toys import PerceptronPolicy
-from tests.train.toy_run import DIMENSIONS, Constant, Quadratic, TrainableToy, quiet, toy_config, toy_trainer, weights
+from tests.train.toy_run import (
+    B2_SECTIONS,
+    DIMENSIONS,
+    Constant,
+    Quadratic,
+    TrainableToy,
+    quiet,
+    toy_config,
+    toy_trainer,
+    weights,
+)
 
 PLANS = {
     "plain": {"kind": "plain"},
@@ -173,20 +184,27 @@ WORKER = """
 import json, sys, torch
 from tests.train.toy_run import quiet, toy_config, toy_trainer, weights
 torch.set_num_threads(1)
-config = toy_config(sampling={"prompts_per_update": 5}, objective={"advantage": json.loads(sys.argv[2])})
+config = toy_config(**json.loads(sys.argv[2]))
 trainer, pipeline = toy_trainer(config)
-rows = [trainer.run(index, quiet)[0] for index in range(3)]
+rows = [row for index in range(3) for row in trainer.run(index, quiet)]
 if trainer._runtime.is_main:
     ended = {"weights": weights(pipeline), "reward": rows[-1]["reward"], "kept": rows[-1]["rows"]}
-    torch.save({**ended, "history": trainer.state().prompt_rewards}, sys.argv[1])
+    torch.save({**ended, "updates": trainer.updates, "history": list(trainer.state().prompt_rewards)}, sys.argv[1])
 trainer._runtime.close()
 """
 
 
+def _advantage(**options: object) -> dict[str, object]:
+    return {"sampling": {"prompts_per_update": 5}, "objective": {"advantage": options}}
+
+
+B2 = ("B2-DiffuRL", "B2-DiffuRL with pairs")
 COMPARED = {
-    "group": {"std": "group"},
-    "global std": {"std": "global"},
-    "prompt history": {"statistics": "prompt_history", "history": {"buffer_size": 15, "min_count": 13}},
+    "group": _advantage(std="group"),
+    "global std": _advantage(std="global"),
+    "prompt history": _advantage(statistics="prompt_history", history={"buffer_size": 15, "min_count": 13}),
+    "B2-DiffuRL": B2_SECTIONS,
+    "B2-DiffuRL with pairs": lay_over(B2_SECTIONS, {"objective": {"surrogate": "pair"}}),
 }
 
 
@@ -222,10 +240,12 @@ def test_two_and_three_processes_equal_one(tmp_path, name) -> None:
         torch.testing.assert_close(other["weights"], results[0]["weights"], rtol=1e-5, atol=1e-6)
         assert other["reward"] == pytest.approx(results[0]["reward"], abs=1e-6)
         assert other["kept"] == results[0]["kept"]
-        assert list(other["history"]) == list(results[0]["history"])
-        for prompt, rewards in results[0]["history"].items():
-            assert other["history"][prompt] == pytest.approx(rewards, abs=1e-5)
-    assert bool(results[0]["history"]) == (name == "prompt history")
+        assert other["updates"] == results[0]["updates"]
+        for mine, theirs in zip(other["history"], results[0]["history"], strict=True):
+            assert list(mine) == list(theirs)
+            for prompt, rewards in theirs.items():
+                assert mine[prompt] == pytest.approx(rewards, abs=1e-5)
+    assert len(results[0]["history"]) == {"prompt history": 1, **dict.fromkeys(B2, 3)}.get(name, 0)
 
 
 def test_a_second_run_in_one_interpreter_may_have_another_precision() -> None:

@@ -68,6 +68,29 @@ class Constant(Quadratic):
         return RewardOutput(torch.full((len(prompts),), self.value))
 
 
+# B2-DiffuRL's published structure, with a chain of six steps and eight start noises.
+B2_SECTIONS: dict[str, dict[str, Any]] = {
+    "sampling": {
+        "plan": {"kind": "split", "children": 5},
+        "draw": "uniform",
+        "prompts_per_update": 8,
+        "samples_per_prompt": 1,
+    },
+    "curriculum": {"first": 4, "last": 6, "stages": 3},
+    "objective": {
+        "advantage": {
+            "statistics": "stage_history",
+            "ddof": 1,
+            "eps": 1e-8,
+            "group_by": "seed",
+            "selection": {"positive": 0.5, "negative": -0.5},
+        },
+        "clip_range": 0.1,
+    },
+    "training": {"inner_epochs": 2, "trajectories_per_update": 6},
+}
+
+
 def toy_config(**sections: Any) -> RunConfig:
     """A small configuration; ``sections`` are laid over it, one mapping a section."""
     base: dict[str, dict[str, Any]] = {
