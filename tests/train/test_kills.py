@@ -33,6 +33,22 @@ SECTIONS: dict[str, Any] = {
     "evaluation": {"every": 2},
 }
 
+# The same with an interval that grows, stages that are remembered, and as many updates as the selection gives.
+STAGES: dict[str, Any] = {
+    "sampling": {
+        "plan": {"kind": "split", "children": 3},
+        "draw": "uniform",
+        "prompts_per_update": 6,
+        "samples_per_prompt": 1,
+    },
+    "curriculum": {"first": 2, "last": 4, "stages": 4},
+    "objective": {
+        "advantage": {"statistics": "stage_history", "ddof": 1, "group_by": "seed", "selection": {}},
+        "clip_range": 0.1,
+    },
+    "training": {**SECTIONS["training"], "updates_per_rollout": 1, "inner_epochs": 2, "trajectories_per_update": 4},
+}
+
 TOY, RUNS = "tests.toys:ToyPipeline", "tests.train.small_runs"
 RUNTIME, LOG, DISK = "difalign.train.runtime:Runtime", "difalign.report.log:RunLog", "difalign.train.checkpoint"
 # Of a save: six files, each written, synced and hashed; the folder renamed; one older checkpoint moved and removed.
@@ -112,11 +128,11 @@ def undisturbed(worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def go_on(worker: Worker, folder: Path, kill: Kill | None = None) -> int:
+def go_on(worker: Worker, folder: Path, kill: Kill | None = None, **top: Any) -> int:
     """Resume, or begin again if the process died before its first checkpoint."""
     if list_checkpoints(folder):
-        return worker.run(folder, kill=kill, resume="latest")
-    return worker.run(folder, kill=kill, overwrite=True)
+        return worker.run(folder, kill=kill, resume="latest", **top)
+    return worker.run(folder, kill=kill, overwrite=True, **top)
 
 
 def assert_same(folder: Path, expected: Path) -> None:
@@ -157,6 +173,17 @@ def test_killed_and_resumed_run_ends_as_the_undisturbed_one(
 @pytest.mark.parametrize("kill", KILLS, ids=str)
 def test_killed_anywhere(worker: Worker, undisturbed: Path, tmp_path: Path, kill: Kill) -> None:
     check_killed_run(worker, undisturbed, tmp_path / "run", kill)
+
+
+def test_stages_go_on_with_their_interval_and_their_history(worker: Worker, tmp_path: Path) -> None:
+    """Killed in the fourth rollout: the rewards of earlier stages and the place in the schedule are not lost."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert worker.run(whole, **STAGES) == 0
+    assert [row["interval_start"] for row in rows_without_clocks(whole)][-1] == 0
+    assert worker.run(folder, kill=Kill(f"{RUNTIME}.backward", 20, "inside"), **STAGES) == -signal.SIGKILL
+    assert list_checkpoints(folder)
+    assert go_on(worker, folder, **STAGES) == 0
+    assert_same(folder, whole)
 
 
 @pytest.mark.slow
