@@ -31,10 +31,12 @@ def validate(config: ConfigOption = None, settings: SettingsArgument = None) -> 
         inputs = check_run(read_config(config, settings or []))
     run = inputs.config
     rows = run.prompts_per_rollout * run.sampling.samples_per_prompt
+    parts = run.training.trajectories_per_update
+    updates = f"{run.training.updates_per_rollout} updates" if parts is None else f"updates of {parts} trajectories"
     typer.echo(
         f"ok: {inputs.pipeline.card.name} with {', '.join(inputs.rewards)}; a rollout is {run.prompts_per_rollout} of "
         f"{len(inputs.train_prompts)} prompts, {rows} walks of {run.sampling.steps} steps in groups of "
-        f"{run.group_size}, {run.training.updates_per_rollout} updates; {len(inputs.heldout_prompts)} held-out "
+        f"{run.group_size}, {updates}; {len(inputs.heldout_prompts)} held-out "
         f"prompts; output in {run.run_folder}"
     )
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from difalign.build.forecast import ProcessForecast, RunForecast
     from difalign.core.config import RunConfig
+    from difalign.core.config_plans import CurriculumConfig
     from difalign.core.types import Plan
 
 _PROCESSES = "1,2,8,48"
@@ -176,11 +177,28 @@ def _remarks(config: RunConfig) -> list[str]:
         remarks.append(
             f"training.max_seconds = {config.training.max_seconds:g}: the run may stop before its last rollout"
         )
+    if config.curriculum is not None:
+        remarks.append(_interval_remark(config, config.curriculum))
+    if config.objective.advantage.selection is not None:
+        remarks.append(
+            "objective.advantage.selection: rows and optimiser steps depend on what stands out, and may be fewer"
+        )
     if config.objective.filter_zero_variance:
         remarks.append(
             "objective.filter_zero_variance = true: rows of groups without variance are left out of an update"
         )
     return remarks
+
+
+def _interval_remark(config: RunConfig, curriculum: CurriculumConfig) -> str:
+    """From where to where the interval goes in this run; it may end before the schedule does, or after."""
+    last = config.training.rollouts - 1
+    lengths = curriculum.length(0), curriculum.length(last)
+    stages = len(curriculum.lengths) if curriculum.lengths is not None else curriculum.stages
+    return (
+        f"curriculum: {curriculum.schedule} over {stages} rollouts; this run has {last + 1}, and its interval goes "
+        f"from the last {lengths[0]} of {config.sampling.steps} steps to the last {lengths[1]}"
+    )
 
 
 def _number(value: float) -> str:

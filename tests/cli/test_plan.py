@@ -60,6 +60,14 @@ def test_clock_and_reference_are_mentioned() -> None:
     assert "rows of the reference" in text
 
 
+def test_the_way_of_the_interval_is_said() -> None:
+    b2 = ["sampling.steps=20", "sampling.plan={kind: split}", "curriculum={}", "training.rollouts=30"]
+    text = plan(*b2, "objective.advantage={group_by: seed, selection: {}}")
+    assert "curriculum: linear_floor over 100 rollouts; this run has 30" in text
+    assert "from the last 14 of 20 steps to the last 16" in text
+    assert "may be fewer" in text
+
+
 @pytest.mark.parametrize("counts", ["0", "two", "", "1;2", "-1"])
 def test_numbers_of_processes(counts: str) -> None:
     result = RUNNER.invoke(app, ["plan", f"--processes={counts}"])
