@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,12 +44,28 @@ def load_diffusers(
         raise ValueError(f"{source} holds a {index.get('_class_name')}: use the adapter of its family")
     # A pipeline saved without a component cannot be loaded unless diffusers is told that there is none.
     absent = {name: None for name in optional if index.get(name, [None])[0] is None}
-    pipe: Any = DiffusionPipeline.from_pretrained(
-        source,
-        dtype={"vae": torch.float32, "default": dtype},
-        variant=variant,
-        **where,
-        **{**absent, **(replacing or {})},
-    )
+    with _without_torchvision_notice():
+        pipe: Any = DiffusionPipeline.from_pretrained(
+            source,
+            dtype={"vae": torch.float32, "default": dtype},
+            variant=variant,
+            **where,
+            **{**absent, **(replacing or {})},
+        )
     pipe.to(device)
     return pipe
+
+
+@contextmanager
+def _without_torchvision_notice() -> Iterator[None]:
+    """Keep transformers from advising torchvision for image processors that text-to-image pipelines never call."""
+    logger = logging.getLogger("transformers.utils.import_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "requires torchvision" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
