@@ -12,9 +12,6 @@ from difalign.core.types import NoiseGrid
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-_SD3_MAX_SHIFT = 1.16  # what diffusers' SD3 call falls back to
-_PACKED_MAX_SHIFT = 1.15  # likewise, of FLUX and Qwen-Image
-
 
 def check_scheduler(scheduler: Any) -> None:
     """Refuse a scheduler that does not walk a flow model's levels by Euler steps.
@@ -46,8 +43,8 @@ def sd3_grid(scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, *, imag
     """
     _check_num_steps(num_steps, least=1)
     walked: Any = copy.deepcopy(scheduler)
-    dynamic = scheduler.config.get("use_dynamic_shifting", False)
-    mu = _dynamic_shift(scheduler, image_tokens, max_shift=_SD3_MAX_SHIFT) if dynamic else None
+    dynamic = scheduler.config["use_dynamic_shifting"]
+    mu = _dynamic_shift(scheduler, image_tokens) if dynamic else None
     walked.set_timesteps(num_steps, mu=mu)
     return _grid(walked)
 
@@ -65,24 +62,24 @@ def packed_grid(scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, *, i
     Raises:
         ValueError: if num_steps is below 1, or below 2 where the last level is given: one level cannot be both ends.
     """
-    _check_num_steps(num_steps, least=2 if scheduler.config.get("shift_terminal") else 1)
+    _check_num_steps(num_steps, least=2 if scheduler.config["shift_terminal"] else 1)
     walked: Any = copy.deepcopy(scheduler)
     levels = np.linspace(1.0, 1 / num_steps, num_steps)
-    walked.set_timesteps(sigmas=levels, mu=_dynamic_shift(scheduler, image_tokens, max_shift=_PACKED_MAX_SHIFT))
+    walked.set_timesteps(sigmas=levels, mu=_dynamic_shift(scheduler, image_tokens))
     return _grid(walked)
 
 
-def _dynamic_shift(scheduler: FlowMatchEulerDiscreteScheduler, image_tokens: int, *, max_shift: float) -> float:
+def _dynamic_shift(scheduler: FlowMatchEulerDiscreteScheduler, image_tokens: int) -> float:
     """mu of the resolution-dependent shift, linear in the image tokens."""
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     config = scheduler.config
     return calculate_shift(
         image_tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", max_shift),
+        config["base_image_seq_len"],
+        config["max_image_seq_len"],
+        config["base_shift"],
+        config["max_shift"],
     )
 
 
