@@ -29,12 +29,12 @@ WORDS = ("a", "red", "green", "blue", "circle", "square", "cross", "above", "bel
 PROMPTS = ("a red circle", "two blue squares", "a green cross above a red square", "a blue circle and a red cross")
 CLIP_LENGTH = 12  # tokens, with begin and end
 _BEGIN, _END = 0, 1
-_TEXT_WIDTH = 16
-_T5_WIDTH = 40  # wider than the two CLIP encoders side by side, as in the real model
+TEXT_WIDTH = 16
+T5_WIDTH = 40  # wider than the two CLIP encoders side by side, as in the real model
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Random weights from ``seed``, leaving the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -69,7 +69,7 @@ def clip_text_encoder(tokenizer: CLIPTokenizer, *, seed: int) -> CLIPTextModelWi
     """A CLIP text encoder of width 16 and two layers, with a projection."""
     from transformers import CLIPTextModelWithProjection
 
-    with _seeded(seed):
+    with seeded(seed):
         return CLIPTextModelWithProjection(_clip_config(tokenizer))
 
 
@@ -77,7 +77,7 @@ def plain_clip_text_encoder(tokenizer: CLIPTokenizer, *, seed: int) -> CLIPTextM
     """The same without a projection."""
     from transformers import CLIPTextModel
 
-    with _seeded(seed):
+    with seeded(seed):
         return CLIPTextModel(_clip_config(tokenizer))
 
 
@@ -86,9 +86,9 @@ def _clip_config(tokenizer: CLIPTokenizer) -> Any:
 
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=_TEXT_WIDTH,
+        hidden_size=TEXT_WIDTH,
         intermediate_size=32,
-        projection_dim=_TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=CLIP_LENGTH,
@@ -106,9 +106,9 @@ def t5(*, seed: int) -> tuple[T5EncoderModel, T5Tokenizer]:
     pieces += [(letter, -6.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
     tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
     config = T5Config(
-        vocab_size=len(tokenizer), d_model=_T5_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0
+        vocab_size=len(tokenizer), d_model=T5_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0
     )
-    with _seeded(seed):
+    with seeded(seed):
         return T5EncoderModel(config), tokenizer
 
 
@@ -116,7 +116,7 @@ def transformer(*, seed: int) -> SD3Transformer2DModel:
     """A two-block MMDiT on 4x8x8 latents with query-key normalisation, as SD3.5 has it."""
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
-    with _seeded(seed):
+    with seeded(seed):
         return SD3Transformer2DModel(
             sample_size=8,
             patch_size=2,
@@ -125,9 +125,9 @@ def transformer(*, seed: int) -> SD3Transformer2DModel:
             num_layers=2,
             attention_head_dim=8,
             num_attention_heads=2,
-            joint_attention_dim=_T5_WIDTH,
+            joint_attention_dim=T5_WIDTH,
             caption_projection_dim=16,
-            pooled_projection_dim=2 * _TEXT_WIDTH,
+            pooled_projection_dim=2 * TEXT_WIDTH,
             pos_embed_max_size=16,
             qk_norm="rms_norm",
         )
@@ -149,7 +149,7 @@ def autoencoder(*, seed: int) -> AutoencoderKL:
         "scaling_factor": 1.3,
         "shift_factor": 0.1,
     }
-    with _seeded(seed):
+    with seeded(seed):
         return AutoencoderKL(**config)
 
 
@@ -208,11 +208,11 @@ def unet(*, seed: int, **options: Any) -> UNet2DConditionModel:
         "layers_per_block": 1,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "cross_attention_dim": _TEXT_WIDTH,
+        "cross_attention_dim": TEXT_WIDTH,
         "attention_head_dim": 2,
         "norm_num_groups": 4,
     }
-    with _seeded(seed):
+    with seeded(seed):
         return UNet2DConditionModel(**{**config, **options})
 
 
@@ -247,10 +247,10 @@ def tiny_sdxl(*, seed: int = 0, zero_negative: bool = True) -> StableDiffusionXL
     tokenizer, tokenizer_2 = clip_tokenizer(), clip_tokenizer()
     network = unet(
         seed=seed + 1,
-        cross_attention_dim=2 * _TEXT_WIDTH,
+        cross_attention_dim=2 * TEXT_WIDTH,
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=6 * 4 + _TEXT_WIDTH,
+        projection_class_embeddings_input_dim=6 * 4 + TEXT_WIDTH,
         use_linear_projection=True,
     )
     pipe = StableDiffusionXLPipeline(
@@ -281,5 +281,5 @@ def clip_model(tokenizer: CLIPTokenizer, *, seed: int, side: int = 24) -> CLIPMo
         "patch_size": 8,
     }
     text = _clip_config(tokenizer).to_dict()
-    with _seeded(seed):
+    with seeded(seed):
         return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, Self, TypeVar
+from typing import Annotated, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -18,16 +18,30 @@ from difalign.core.config_yaml import read_yaml
 from difalign.core.errors import ConfigError
 from difalign.core.user_path import user_path
 
+# How a guidance scale acts: by a second, unconditional branch; as an input of a distilled network; or not at all.
+GuidanceKind = Literal["classifier_free", "embedded", "none"]
 Target = Annotated[str, Field(pattern=TARGET_PATTERN)]
 
 PIPELINES = "pipelines"
 REWARDS = "reward_models"
 
+
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    """What speaks for the diffusers folders of one class."""
+
+    target: str
+    family: Family = "flow"
+    guidance_kind: GuidanceKind = "classifier_free"
+
+
 # Adapters of diffusers folders that come without a card, by the class that their model_index.json names.
-_ADAPTERS: dict[str, tuple[str, Family]] = {
-    "StableDiffusion3Pipeline": ("difalign.pipelines.sd3:SD3Pipeline", "flow"),
-    "StableDiffusionPipeline": ("difalign.pipelines.stable_diffusion:STABLE_DIFFUSION", "diffusion"),
-    "StableDiffusionXLPipeline": ("difalign.pipelines.sdxl:SDXL", "diffusion"),
+_ADAPTERS: dict[str, _Adapter] = {
+    "StableDiffusion3Pipeline": _Adapter("difalign.pipelines.sd3:SD3Pipeline"),
+    "FluxPipeline": _Adapter("difalign.pipelines.flux:FLUX", guidance_kind="embedded"),
+    "QwenImagePipeline": _Adapter("difalign.pipelines.qwen_image:QWEN_IMAGE"),
+    "StableDiffusionPipeline": _Adapter("difalign.pipelines.stable_diffusion:STABLE_DIFFUSION", "diffusion"),
+    "StableDiffusionXLPipeline": _Adapter("difalign.pipelines.sdxl:SDXL", "diffusion"),
 }
 
 
@@ -63,6 +77,7 @@ class PipelineCard(Card):
     latent_scale: Count | None = None  # pixels, along a side, that one latent element stands for
     steps: Count = 28
     guidance: NonNegative = 1.0
+    guidance_kind: GuidanceKind = "classifier_free"
     lora_targets: Annotated[tuple[str, ...], Field(strict=False)] = ()  # module suffixes; empty = the adapter's own
     parameters: Annotated[int, Field(ge=1)] | None = None  # of the denoiser
 
@@ -90,7 +105,7 @@ _C = TypeVar("_C", bound=Card)
 
 def wrapped_class(target: str) -> str | None:
     """The diffusers class that an adapter of this package wraps; None for an adapter of the user's own."""
-    return next((name for name, (known, _) in _ADAPTERS.items() if known == target), None)
+    return next((name for name, adapter in _ADAPTERS.items() if adapter.target == target), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +207,14 @@ def _card_of_folder(folder: Path) -> Found[PipelineCard]:
             f"{folder}: holds a {family}, which has no adapter; known: {', '.join(_ADAPTERS)}; "
             "or give the path of a card that names an adapter as its target"
         )
-    summary = f"A {family} folder without a card"
-    target, kind = _ADAPTERS[family]
+    adapter = _ADAPTERS[family]
     card = PipelineCard(
-        name=folder.name, summary=summary, target=target, licence="unknown", family=kind, path=folder.name
+        name=folder.name,
+        summary=f"A {family} folder without a card",
+        target=adapter.target,
+        licence="unknown",
+        family=adapter.family,
+        guidance_kind=adapter.guidance_kind,
+        path=folder.name,
     )
     return Found(card, folder.resolve().parent / f"{folder.name}.yaml")

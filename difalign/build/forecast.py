@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 from difalign.core.config import DtypeName, RunConfig
 
 if TYPE_CHECKING:
+    from difalign.build.cards import GuidanceKind
     from difalign.core.types import Plan
 
 PlanSchedule = Callable[[int], "tuple[Plan, ...]"]  # rollout index -> the plans it runs
 
+_UNCONDITIONAL_BRANCH: dict[GuidanceKind, bool] = {"classifier_free": True, "embedded": False, "none": False}
 _BYTES: dict[DtypeName, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -49,7 +51,7 @@ class RunForecast:
     evaluations: int
     evaluation_samples: int
     evaluation_forwards: int  # rows of the denoiser
-    sampling_network_rows: int  # rows that the network computes for sampling, twice the forwards under guidance
+    sampling_network_rows: int  # rows that the network computes for sampling; twice, with an unconditional branch
     evaluation_network_rows: int  # likewise, for evaluation
 
     @property
@@ -96,13 +98,16 @@ def _count_walk(plans: tuple[Plan, ...]) -> WalkCount:
     )
 
 
-def forecast_run(config: RunConfig, plans: PlanSchedule, *, heldout: int) -> RunForecast:
+def forecast_run(
+    config: RunConfig, plans: PlanSchedule, *, heldout: int, guidance_kind: GuidanceKind = "classifier_free"
+) -> RunForecast:
     """The totals of a run.
 
     Args:
         config: the run.
         plans: the plans of each rollout, as the trainer is given them.
         heldout: how many held-out prompts there are, before ``evaluation.limit``.
+        guidance_kind: of the pipeline, as its card says.
     """
     training, sampling, evaluation = config.training, config.sampling, config.evaluation
     roots = config.prompts_per_rollout * config.roots_per_prompt
@@ -125,8 +130,8 @@ def forecast_run(config: RunConfig, plans: PlanSchedule, *, heldout: int) -> Run
         evaluations=config.evaluations,
         evaluation_samples=evaluated,
         evaluation_forwards=evaluated * evaluation.steps,
-        sampling_network_rows=forwards * rows_a_forward(sampling.guidance),
-        evaluation_network_rows=evaluated * evaluation.steps * rows_a_forward(evaluation.guidance),
+        sampling_network_rows=forwards * rows_a_forward(sampling.guidance, guidance_kind),
+        evaluation_network_rows=evaluated * evaluation.steps * rows_a_forward(evaluation.guidance, guidance_kind),
     )
 
 
@@ -155,9 +160,12 @@ def forecast_process(
     return max(of_each, key=lambda forecast: (forecast.sampling_forwards, forecast.recorded_edges))
 
 
-def rows_a_forward(guidance: float) -> int:
-    """Rows the network computes for one row of a forward: at or below 1 there is no unconditional branch."""
-    return 2 if guidance > 1.0 else 1
+def rows_a_forward(guidance: float, guidance_kind: GuidanceKind = "classifier_free") -> int:
+    """Rows the network computes for one row of a forward: two, if there is an unconditional branch.
+
+    There is none at or below a scale of 1, and none where the scale is an input of the network.
+    """
+    return 2 if guidance > 1.0 and _UNCONDITIONAL_BRANCH[guidance_kind] else 1
 
 
 def as_mapping(forecast: RunForecast | ProcessForecast) -> dict[str, int | float | None]:

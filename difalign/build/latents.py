@@ -27,7 +27,7 @@ def latent_shape(
     card = found.card
     denoiser = next((config for name in _DENOISERS if (config := _read(found, name)) is not None), {})
     autoencoder = _read(found, "vae") or {}
-    channels = _count(denoiser.get("in_channels"), card.latent_channels)
+    channels = _count(_channels(denoiser, autoencoder), card.latent_channels)
     scale = _count(_scale(autoencoder), card.latent_scale)
     if channels is None or scale is None:
         return None
@@ -41,9 +41,20 @@ def _side(pixels: int | None, scale: int, trained: int | None) -> int | None:
     return trained if pixels is None else pixels // scale
 
 
+def _channels(denoiser: Mapping[str, Any], autoencoder: Mapping[str, Any]) -> object:
+    """Those of the autoencoder: a denoiser may read several elements as one token (FLUX, Qwen-Image)."""
+    named = (autoencoder.get("latent_channels"), autoencoder.get("z_dim"), denoiser.get("in_channels"))
+    return next((channels for channels in named if channels is not None), None)
+
+
 def _scale(autoencoder: Mapping[str, Any]) -> int | None:
-    """Pixels a latent element: every block of the autoencoder but the last halves the sides, as diffusers counts."""
-    blocks = autoencoder.get("block_out_channels")
+    """Pixels a latent element: every block of the autoencoder but the last halves the sides, as diffusers counts.
+
+    Autoencoders of clips list what they halve instead (Qwen-Image).
+    """
+    blocks, halved = autoencoder.get("block_out_channels"), autoencoder.get("temperal_downsample")
+    if isinstance(halved, list):
+        return 2 ** len(halved)
     return 2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else None
 
 

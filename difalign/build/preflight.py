@@ -85,7 +85,11 @@ def prepare(
         checks += _enough_prompts(config, train)
     if pipeline is not None:
         checks += family_contradictions(config, pipeline.card.family, pipeline=pipeline.card.name)
-        checks += [*_size(config, pipeline), *(_weights(pipeline) if check_weights else ())]
+        checks += [
+            *_size(config, pipeline),
+            *_guidance(config, pipeline),
+            *(_weights(pipeline) if check_weights else ()),
+        ]
     if check_output:
         checks += _output_folder(config)
     problems += checks
@@ -206,6 +210,17 @@ def _size(config: RunConfig, pipeline: Found[PipelineCard]) -> Iterator[str]:
             yield (
                 f"sampling.{key} = {side}: pipeline {pipeline.card.name!r} makes images whose sides are multiples of "
                 f"{unit} pixels; use sampling.{key}={nearest}"
+            )
+
+
+def _guidance(config: RunConfig, pipeline: Found[PipelineCard]) -> Iterator[str]:
+    if pipeline.card.guidance_kind != "none":
+        return
+    for section, scale in (("sampling", config.sampling.guidance), ("evaluation", config.evaluation.guidance)):
+        if scale > 1.0:
+            yield (
+                f"{section}.guidance = {scale:g}: the network of pipeline {pipeline.card.name!r} takes no guidance; "
+                f"use {section}.guidance=1"
             )
 
 

@@ -73,7 +73,8 @@ def _forecast(inputs: Inputs, counts: Sequence[int]) -> _Forecasts:
         return build_plans(config, rollout=rollout)
 
     latent = latent_shape(inputs.pipeline, height=config.sampling.height, width=config.sampling.width)
-    run = forecast_run(config, schedule, heldout=len(inputs.heldout_prompts))
+    kind = inputs.pipeline.card.guidance_kind
+    run = forecast_run(config, schedule, heldout=len(inputs.heldout_prompts), guidance_kind=kind)
     possible: dict[int, ProcessForecast] = {}
     impossible: dict[int, str] = {}
     for count in counts:

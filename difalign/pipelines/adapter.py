@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from difalign.core.protocols import Modality, Process
-from difalign.pipelines.guidance import Guidance
+from difalign.pipelines.guidance import Guides
+from difalign.pipelines.latents import LatentShape, draw_latents
+from difalign.pipelines.prompt_encoder import PromptEncoder
+from difalign.pipelines.text_condition import TextCondition
 from difalign.pipelines.tuning import Tuning
 
 
@@ -20,18 +24,36 @@ class Adapter:
     Siblings, which the ``with_`` methods return, share modules, adapters and prompt cache.
 
     Args:
-        pipe: the diffusers pipeline.
+        pipe: the diffusers pipeline; its network, autoencoder and text encoders are frozen, and its autoencoder made
+            float32.
         process: how a state moves one level.
-        guidance: how conditional and unconditional predictions become one.
+        guidance: how the network is guided.
         tuning: holds the denoiser.
+        prompts: holds the text encoders.
+        latent_shape: [C, h, w] of one latent.
     """
 
-    def __init__(self, pipe: Any, *, process: Process, guidance: Guidance, tuning: Tuning) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        process: Process,
+        guidance: Guides,
+        tuning: Tuning,
+        prompts: PromptEncoder,
+        latent_shape: LatentShape,
+    ) -> None:
         self._pipe = pipe
         self._process = process
         self._guidance = guidance
         self._tuning = tuning
+        self._prompts = prompts
+        self._latent_shape = latent_shape
         self._forward: nn.Module = tuning.network  # what predicts: the network itself, or a wrapper of it
+        if pipe.vae.dtype != torch.float32:
+            pipe.vae.to(torch.float32)  # half precision overflows in its decoder
+        for module in (tuning.network, pipe.vae, *prompts.modules):
+            module.requires_grad_(False).eval()
 
     @property
     def modality(self) -> Modality:
@@ -60,7 +82,7 @@ class Adapter:
 
     @property
     def guidance_scale(self) -> float:
-        """w in u + w (c - u)."""
+        """w in u + w (c - u), or what a network that takes its guidance as an input is given."""
         return self._guidance.scale
 
     @property
@@ -68,10 +90,35 @@ class Adapter:
         """The wrapped pipeline, sharing all modules; Any, since its annotations refuse much of what it takes."""
         return self._pipe
 
+    @property
+    def latent_shape(self) -> LatentShape:
+        """[C, h, w] of one latent."""
+        return self._latent_shape
+
+    def initial_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """One latent a generator, [N, C, h, w] float32; see ``latents.draw_latents``."""
+        return draw_latents(generators, self._latent_shape, self.device)
+
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Encode prompts, one row a prompt; a text that was ever seen is not encoded again.
+
+        Raises:
+            ValueError: if there are no prompts, or a bare string is passed.
+        """
+        return self._prompts.encode(prompts, self.device)
+
+    def clear_prompt_cache(self) -> None:
+        """Forget all prompt embeddings; conditions handed out stay valid."""
+        self._prompts.clear()
+
+    def move_text_encoders(self, device: str | torch.device) -> None:
+        """Put the text encoders on a device of their own, such as "cpu" to free memory; encoding goes on there."""
+        self._prompts.move(device)
+
     def with_guidance(self, guidance_scale: float, *, detach_uncond: bool = False) -> Self:
         """The same modules, adapters and prompt cache under another guidance."""
         sibling = copy.copy(self)
-        sibling._guidance = Guidance(guidance_scale, detach_uncond)
+        sibling._guidance = self._guidance.at(guidance_scale, detach_uncond=detach_uncond)
         return sibling
 
     def with_network(self, network: nn.Module) -> Self:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 LatentShape = tuple[int, int, int]  # [C, h, w]
 
@@ -37,6 +38,17 @@ def check_latents(x: Tensor, shape: LatentShape) -> None:
             f"latents must be [N, {', '.join(map(str, shape))}] at this resolution, "
             f"got {list(x.shape)}: set height and width to change it"
         )
+
+
+def pack(x: Tensor) -> Tensor:
+    """[N, C, h, w] as the tokens of FLUX and Qwen-Image, one for 2x2 elements, [N, h w / 4, 4 C]; row by row."""
+    return functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2).contiguous()  # kernels round by layout
+
+
+def unpack(tokens: Tensor, shape: LatentShape) -> Tensor:
+    """What ``pack`` was given, [N, *shape]."""
+    _, height, width = shape
+    return functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
 
 
 def decode_pixels(vae: Any, z: Tensor) -> Tensor:

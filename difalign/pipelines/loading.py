@@ -10,6 +10,20 @@ from typing import Any
 import torch
 
 
+def check_class(pipe: Any, pipeline_class: str) -> None:
+    """Refuse a pipeline that is not a ``pipeline_class`` of diffusers.
+
+    Raises:
+        ValueError: naming both classes.
+    """
+    import diffusers
+
+    if not isinstance(pipe, getattr(diffusers, pipeline_class)):
+        raise ValueError(
+            f"this adapter wraps a {pipeline_class}, got {type(pipe).__name__}: use the adapter of its family"
+        )
+
+
 def load_diffusers(
     source: str,
     *,

@@ -7,9 +7,32 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Embedding = tuple[Tensor, ...]  # one text, each tensor [1, ...]
 Encode = Callable[[str], Embedding]
+Stack = Callable[[Sequence[Embedding]], Embedding]  # U texts -> their table, each tensor [U, ...]
+
+
+def side_by_side(texts: Sequence[Embedding]) -> Embedding:
+    """The table of texts whose tensors agree in shape, each [U, ...]."""
+    return tuple(torch.cat(column) for column in zip(*texts, strict=True))
+
+
+def padded(texts: Sequence[Embedding]) -> Embedding:
+    """The table of texts of one tensor each, [1, L_i, D], which may differ in length.
+
+    Returns:
+        The texts, [U, L, D], and where they differ in length, so that zeros stand at the end of shorter ones, which
+        tokens are theirs, [U, L] bool. Where they do not, there is nothing to leave out, and diffusers passes no mask.
+    """
+    lengths = [tokens.shape[1] for (tokens,) in texts]
+    longest = max(lengths)
+    table = torch.cat([functional.pad(tokens, (0, 0, 0, longest - tokens.shape[1])) for (tokens,) in texts])
+    if min(lengths) == longest:
+        return (table,)
+    position = torch.arange(longest, device=table.device)
+    return table, position < torch.tensor(lengths, device=table.device)[:, None]
 
 
 @final
@@ -37,7 +60,7 @@ class PromptCache:
             self._known[text] = encode(text)
         return self._known[text]
 
-    def table(self, texts: Sequence[str], encode: Encode) -> tuple[Embedding, Tensor]:
+    def table(self, texts: Sequence[str], encode: Encode, *, stack: Stack = side_by_side) -> tuple[Embedding, Tensor]:
         """The distinct embeddings stacked, each [U, ...], and for every text its row among them, [N] int64.
 
         Raises:
@@ -46,5 +69,5 @@ class PromptCache:
         if not texts:
             raise ValueError("no prompts to encode: pass at least one")
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        columns = zip(*(self.embed(text, encode) for text in row_of), strict=True)
-        return tuple(torch.cat(column) for column in columns), torch.tensor([row_of[text] for text in texts])
+        distinct = [self.embed(text, encode) for text in row_of]
+        return stack(distinct), torch.tensor([row_of[text] for text in texts])

@@ -12,9 +12,9 @@ one batch, so that its embeddings, and they only, may differ from these in the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from difalign.core.protocols import Condition, Process
 from difalign.core.types import NoiseGrid
 from difalign.pipelines.adapter import Adapter
+from difalign.pipelines.flow_grids import check_scheduler, sd3_grid
 from difalign.pipelines.guidance import Guidance
-from difalign.pipelines.latents import LatentShape, check_latents, decode_pixels, draw_latents
-from difalign.pipelines.loading import load_diffusers
-from difalign.pipelines.prompt_cache import Embedding, PromptCache
-from difalign.pipelines.sd3_grid import sd3_grid
-from difalign.pipelines.text_condition import TextCondition, encode_prompts
+from difalign.pipelines.latents import LatentShape, check_latents, decode_pixels
+from difalign.pipelines.loading import check_class, load_diffusers
+from difalign.pipelines.prompt_cache import Embedding
+from difalign.pipelines.prompt_encoder import PromptEncoder
 from difalign.pipelines.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ LORA_TARGETS = (  # Flow-GRPO (arXiv 2505.05470), released SD3 trainer: every pr
     "attn.to_q",
     "attn.to_v",
 )
+_PIPELINE_CLASS = "StableDiffusion3Pipeline"
 _COMPONENT = "transformer"  # the network's name in the diffusers pipeline and in LoRA files
 _OPTIONAL = ("text_encoder_3", "tokenizer_3")
 _NEGATIVE_PROMPT = ""  # what diffusers takes when none is given
@@ -77,32 +78,21 @@ class SD3Pipeline(Adapter):
         height: int | None = None,
         width: int | None = None,
     ) -> None:
-        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
-        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-
-        if not isinstance(diffusers_pipeline, StableDiffusion3Pipeline):
-            raise ValueError(
-                f"SD3Pipeline wraps a StableDiffusion3Pipeline, got {type(diffusers_pipeline).__name__}: "
-                "use the adapter of its family"
-            )
-        if not isinstance(diffusers_pipeline.scheduler, FlowMatchEulerDiscreteScheduler):
-            raise ValueError(
-                f"SD3Pipeline needs a FlowMatchEulerDiscreteScheduler, got "
-                f"{type(diffusers_pipeline.scheduler).__name__}: load the pipeline with the scheduler it came with"
-            )
+        check_class(diffusers_pipeline, _PIPELINE_CLASS)
+        check_scheduler(diffusers_pipeline.scheduler)
+        length = _checked_length(diffusers_pipeline, max_sequence_length)
         super().__init__(
             diffusers_pipeline,
             process=process,
             guidance=Guidance(guidance_scale, detach_uncond),
             tuning=Tuning(diffusers_pipeline.transformer, component=_COMPONENT, lora_targets=LORA_TARGETS),
+            prompts=PromptEncoder(
+                _text_encoders(diffusers_pipeline),
+                encode=partial(_encode, diffusers_pipeline, length=length),
+                negative=lambda encode: encode(_NEGATIVE_PROMPT),
+            ),
+            latent_shape=_checked_shape(diffusers_pipeline, height, width),
         )
-        self._max_sequence_length = self._checked_length(max_sequence_length)
-        self._latent_shape = self._checked_shape(height, width)
-        if self._pipe.vae.dtype != torch.float32:
-            self._pipe.vae.to(torch.float32)  # half precision overflows in its decoder
-        for module in (self._pipe.transformer, self._pipe.vae, *self._text_encoders()):
-            module.requires_grad_(False).eval()
-        self._prompts = PromptCache()
 
     @classmethod
     def from_pretrained(
@@ -128,7 +118,7 @@ class SD3Pipeline(Adapter):
         """
         pipe = load_diffusers(
             str(path_or_id),
-            pipeline_class="StableDiffusion3Pipeline",
+            pipeline_class=_PIPELINE_CLASS,
             optional=_OPTIONAL,
             dtype=dtype,
             device=device,
@@ -146,51 +136,6 @@ class SD3Pipeline(Adapter):
             width=width,
         )
 
-    @property
-    def latent_shape(self) -> LatentShape:
-        """[C, h, w] of one latent."""
-        return self._latent_shape
-
-    # --- prompts ------------------------------------------------------------------------------------------------
-
-    def encode(self, prompts: Sequence[str]) -> TextCondition:
-        """Encode prompts, one row a prompt; a text that was ever seen is not encoded again.
-
-        Raises:
-            ValueError: if there are no prompts, or a bare string is passed.
-        """
-        negative = self._prompts.embed(_NEGATIVE_PROMPT, self._encode_one)
-        return encode_prompts(self._prompts, prompts, encode=self._encode_one, negative=negative, device=self.device)
-
-    def clear_prompt_cache(self) -> None:
-        """Forget all prompt embeddings; conditions handed out stay valid."""
-        self._prompts.clear()
-
-    def move_text_encoders(self, device: str | torch.device) -> None:
-        """Put the text encoders on a device of their own, such as "cpu" to free memory; encoding goes on there."""
-        for encoder in self._text_encoders():
-            encoder.to(device)
-
-    @torch.no_grad()
-    def _encode_one(self, text: str) -> Embedding:
-        embeds, _, pooled, _ = self._pipe.encode_prompt(
-            prompt=[text],
-            prompt_2=None,  # type: ignore[arg-type]  # None means the same text for every encoder
-            prompt_3=None,  # type: ignore[arg-type]
-            device=self._pipe.text_encoder.device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self._max_sequence_length,
-        )
-        assert embeds is not None, "encode_prompt fills it when it is given a prompt"
-        assert pooled is not None, "encode_prompt fills it when it is given a prompt"
-        return embeds.to(self.device), pooled.to(self.device)
-
-    def _text_encoders(self) -> list[nn.Module]:
-        pipe = self._pipe
-        return [e for e in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3) if e is not None]
-
-    # --- sampling -----------------------------------------------------------------------------------------------
-
     def grid(self, num_steps: int) -> NoiseGrid:
         """The levels that ``StableDiffusion3Pipeline.__call__`` walks through, bit for bit, on the CPU.
 
@@ -200,10 +145,6 @@ class SD3Pipeline(Adapter):
         patch = self._pipe.transformer.config.patch_size
         _, height, width = self._latent_shape
         return sd3_grid(self._pipe.scheduler, num_steps, image_tokens=(height // patch) * (width // patch))
-
-    def initial_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """One latent a generator, [N, C, h, w] float32; see ``latents.draw_latents``."""
-        return draw_latents(generators, self._latent_shape, self.device)
 
     def predict(self, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
         """The velocity v = noise - data after guidance, [N, C, h, w] float32; model_time is [N], 0 to 1000.
@@ -240,20 +181,36 @@ class SD3Pipeline(Adapter):
         )
         return output[0].to(torch.float32)
 
-    # --- checks -------------------------------------------------------------------------------------------------
 
-    def _checked_length(self, length: int) -> int:
-        shortest = 0 if self._pipe.text_encoder_3 is None else 1
-        if not shortest <= length <= _LONGEST_SEQUENCE:
-            raise ValueError(f"max_sequence_length must be {shortest} to {_LONGEST_SEQUENCE} here, got {length}")
-        return length
+def _text_encoders(pipe: Any) -> list[nn.Module]:
+    return [e for e in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3) if e is not None]
 
-    def _checked_shape(self, height: int | None, width: int | None) -> LatentShape:
-        config, factor = self._pipe.transformer.config, self._pipe.vae_scale_factor
-        sides = [config.sample_size * factor if side is None else side for side in (height, width)]
-        unit, largest = factor * config.patch_size, factor * config.patch_size * config.pos_embed_max_size
-        if any(side < unit or side % unit or side > largest for side in sides):
-            raise ValueError(
-                f"height and width must be multiples of {unit} up to {largest}, got height={sides[0]}, width={sides[1]}"
-            )
-        return config.in_channels, sides[0] // factor, sides[1] // factor
+
+def _encode(pipe: Any, text: str, *, length: int) -> Embedding:
+    embeds, _, pooled, _ = pipe.encode_prompt(
+        prompt=[text],
+        prompt_2=None,  # the same text for every encoder
+        prompt_3=None,
+        device=pipe.text_encoder.device,
+        do_classifier_free_guidance=False,
+        max_sequence_length=length,
+    )
+    return embeds, pooled
+
+
+def _checked_length(pipe: Any, length: int) -> int:
+    shortest = 0 if pipe.text_encoder_3 is None else 1
+    if not shortest <= length <= _LONGEST_SEQUENCE:
+        raise ValueError(f"max_sequence_length must be {shortest} to {_LONGEST_SEQUENCE} here, got {length}")
+    return length
+
+
+def _checked_shape(pipe: Any, height: int | None, width: int | None) -> LatentShape:
+    config, factor = pipe.transformer.config, pipe.vae_scale_factor
+    sides = [config.sample_size * factor if side is None else side for side in (height, width)]
+    unit, largest = factor * config.patch_size, factor * config.patch_size * config.pos_embed_max_size
+    if any(side < unit or side % unit or side > largest for side in sides):
+        raise ValueError(
+            f"height and width must be multiples of {unit} up to {largest}, got height={sides[0]}, width={sides[1]}"
+        )
+    return config.in_channels, sides[0] // factor, sides[1] // factor

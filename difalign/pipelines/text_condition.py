@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self, final
 
 import torch
 from torch import Tensor
 
-from difalign.pipelines.prompt_cache import Embedding, Encode, PromptCache
+from difalign.pipelines.prompt_cache import Embedding
 
 
 @final
@@ -18,7 +17,7 @@ class TextCondition:
     """Encoded prompts: a table of distinct texts and, for every row, its place in the table."""
 
     table: Embedding  # of the distinct texts, each tensor [U, ...]; token embeddings come first
-    negative: Embedding  # of what guidance points away from, each tensor [1, ...]
+    negative: Embedding  # of what guidance points away from, each tensor [1, ...]; empty if there is no such branch
     index: Tensor  # [N] int64, row -> text
 
     def __len__(self) -> int:
@@ -42,24 +41,10 @@ class TextCondition:
         """The prompts, each tensor [N, ...]."""
         return tuple(values[self.index] for values in self.table)
 
+    def unconditional(self) -> Embedding:
+        """The negative N times, each tensor [N, ...]."""
+        return tuple(values.expand(len(self), *values.shape[1:]) for values in self.negative)
+
     def guided(self) -> Embedding:
         """The negative N times, then the prompts, each tensor [2N, ...]."""
-        prompts = self.conditional()
-        return tuple(
-            torch.cat([negative.expand_as(values), values])
-            for negative, values in zip(self.negative, prompts, strict=True)
-        )
-
-
-def encode_prompts(
-    cache: PromptCache, prompts: Sequence[str], *, encode: Encode, negative: Embedding, device: torch.device
-) -> TextCondition:
-    """Encode prompts, one row a prompt; a text that the cache holds is not encoded again.
-
-    Raises:
-        ValueError: if there are no prompts, or a bare string is passed.
-    """
-    if isinstance(prompts, str):
-        raise ValueError(f"encode takes a list of prompts, got the string {prompts!r}: pass [{prompts!r}]")
-    table, index = cache.table(prompts, encode)
-    return TextCondition(table, negative, index.to(device))
+        return tuple(torch.cat(branches) for branches in zip(self.unconditional(), self.conditional(), strict=True))

@@ -151,6 +151,13 @@ class Tuning:
         for name, buffer in self.network.named_buffers():  # those that no state dict holds
             owner, _, leaf = name.rpartition(".")
             fresh.get_submodule(owner.removesuffix(".base_layer"))._buffers[leaf] = buffer
+        for (
+            name,
+            module,
+        ) in self.network.named_modules():  # nor what is no buffer, as Qwen-Image's positions
+            plain = {key: value for key, value in vars(module).items() if isinstance(value, Tensor)}
+            if plain:
+                vars(fresh.get_submodule(name.removesuffix(".base_layer"))).update(plain)
         return fresh
 
     def _with_weights(self, weights: Mapping[str, Tensor]) -> ModelMixin:

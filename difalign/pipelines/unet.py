@@ -8,7 +8,7 @@ for a list of prompts if that call is given the same embeddings; see ``difalign.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, final
@@ -21,10 +21,10 @@ from difalign.core.types import NoiseGrid
 from difalign.pipelines.adapter import Adapter
 from difalign.pipelines.ddim import ddim_grid, ddim_scheduler
 from difalign.pipelines.guidance import Guidance
-from difalign.pipelines.latents import LatentShape, check_latents, decode_pixels, draw_latents
-from difalign.pipelines.loading import load_diffusers
-from difalign.pipelines.prompt_cache import Embedding, PromptCache
-from difalign.pipelines.text_condition import TextCondition, encode_prompts
+from difalign.pipelines.latents import LatentShape, check_latents, decode_pixels
+from difalign.pipelines.loading import check_class, load_diffusers
+from difalign.pipelines.prompt_cache import Embedding
+from difalign.pipelines.prompt_encoder import PromptEncoder
 from difalign.pipelines.tuning import Tuning
 
 LORA_TARGETS = (  # DDPO (arXiv 2305.13301), released trainer: every projection of both attentions
@@ -104,55 +104,10 @@ class UNetPipeline(Adapter):
             process=process.reading(diffusers_pipeline.scheduler.config["prediction_type"]),
             guidance=guidance,
             tuning=Tuning(unet, component=_COMPONENT, lora_targets=LORA_TARGETS),
+            prompts=PromptEncoder(texts.encoders(), encode=texts.encode, negative=lambda _: texts.negative()),
+            latent_shape=_checked_shape(diffusers_pipeline, height, width),
         )
         self._texts = texts
-        self._pixels = self._checked_pixels(height, width)
-        if self._pipe.vae.dtype != torch.float32:
-            self._pipe.vae.to(torch.float32)  # half precision overflows in its decoder
-        for module in (unet, self._pipe.vae, *texts.encoders()):
-            module.requires_grad_(False).eval()
-        self._prompts = PromptCache()
-        self._negative: list[Embedding] = []  # filled once, shared with siblings
-
-    @property
-    def latent_shape(self) -> LatentShape:
-        """[C, h, w] of one latent."""
-        factor, (height, width) = self._pipe.vae_scale_factor, self._pixels
-        return self._pipe.unet.config.in_channels, height // factor, width // factor
-
-    # --- prompts ------------------------------------------------------------------------------------------------
-
-    def encode(self, prompts: Sequence[str]) -> TextCondition:
-        """Encode prompts, one row a prompt; a text that was ever seen is not encoded again.
-
-        Raises:
-            ValueError: if there are no prompts, or a bare string is passed.
-        """
-        if not self._negative:
-            self._negative.append(self._placed(self._texts.negative))
-        return encode_prompts(
-            self._prompts,
-            prompts,
-            encode=lambda text: self._placed(lambda: self._texts.encode(text)),
-            negative=self._negative[0],
-            device=self.device,
-        )
-
-    def clear_prompt_cache(self) -> None:
-        """Forget all prompt embeddings; conditions handed out stay valid."""
-        self._prompts.clear()
-        self._negative.clear()
-
-    def move_text_encoders(self, device: str | torch.device) -> None:
-        """Put the text encoders on a device of their own, such as "cpu" to free memory; encoding goes on there."""
-        for encoder in self._texts.encoders():
-            encoder.to(device)
-
-    @torch.no_grad()
-    def _placed(self, encode: Callable[[], Embedding]) -> Embedding:
-        return tuple(values.to(self.device) for values in encode())
-
-    # --- sampling -----------------------------------------------------------------------------------------------
 
     def grid(self, num_steps: int) -> NoiseGrid:
         """The levels that diffusers' pipeline walks through with DDIM, bit for bit, on the CPU.
@@ -162,17 +117,13 @@ class UNetPipeline(Adapter):
         """
         return ddim_grid(self._pipe.scheduler, num_steps)
 
-    def initial_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """One latent a generator, [N, C, h, w] float32; see ``latents.draw_latents``."""
-        return draw_latents(generators, self.latent_shape, self.device)
-
     def predict(self, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
         """The network's output after guidance, [N, C, h, w] float32; model_time is [N], the timestep.
 
         Raises:
             ValueError: if x, model_time and condition do not agree, or x has another shape than ``latent_shape``.
         """
-        check_latents(x, self.latent_shape)
+        check_latents(x, self._latent_shape)
         return self._guidance.predict(self._call, x, model_time, condition)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -183,25 +134,27 @@ class UNetPipeline(Adapter):
         Raises:
             ValueError: if the latents have another shape than ``latent_shape``.
         """
-        check_latents(latents, self.latent_shape)
+        check_latents(latents, self._latent_shape)
         return decode_pixels(self._pipe.vae, self._texts.unscaled(latents.to(torch.float32)))
 
     def _call(self, x: Tensor, model_time: Tensor, texts: Embedding) -> Tensor:
         """One call of the network: into its dtype, and out in float32."""
         network = self._tuning.policy(self._forward)
         dtype = self._pipe.unet.conv_in.weight.dtype  # of the base: adapters are float32
-        inputs = self._texts.inputs(tuple(values.to(dtype) for values in texts), self._pixels)
+        factor, (_, height, width) = self._pipe.vae_scale_factor, self._latent_shape
+        inputs = self._texts.inputs(tuple(values.to(dtype) for values in texts), (height * factor, width * factor))
         return network(x.to(dtype), model_time, return_dict=False, **inputs)[0].to(torch.float32)
 
-    def _checked_pixels(self, height: int | None, width: int | None) -> tuple[int, int]:
-        factor, trained = self._pipe.vae_scale_factor, self._pipe.unet.config.sample_size
-        defaults = (trained, trained) if isinstance(trained, int) else tuple(trained)
-        sides = [
-            default * factor if side is None else side for default, side in zip(defaults, (height, width), strict=True)
-        ]
-        if any(side < factor or side % factor for side in sides):
-            raise ValueError(f"height and width must be multiples of {factor}, got height={sides[0]}, width={sides[1]}")
-        return sides[0], sides[1]
+
+def _checked_shape(pipe: Any, height: int | None, width: int | None) -> LatentShape:
+    factor, trained = pipe.vae_scale_factor, pipe.unet.config.sample_size
+    defaults = (trained, trained) if isinstance(trained, int) else tuple(trained)
+    sides = [
+        default * factor if side is None else side for default, side in zip(defaults, (height, width), strict=True)
+    ]
+    if any(side < factor or side % factor for side in sides):
+        raise ValueError(f"height and width must be multiples of {factor}, got height={sides[0]}, width={sides[1]}")
+    return pipe.unet.config.in_channels, sides[0] // factor, sides[1] // factor
 
 
 @final
@@ -230,13 +183,7 @@ class UNetFamily:
         Raises:
             ValueError: for a pipeline of another class; see also ``UNetPipeline``.
         """
-        import diffusers
-
-        if not isinstance(diffusers_pipeline, getattr(diffusers, self.pipeline_class)):
-            raise ValueError(
-                f"this adapter wraps a {self.pipeline_class}, got {type(diffusers_pipeline).__name__}: "
-                "use the adapter of its family"
-            )
+        check_class(diffusers_pipeline, self.pipeline_class)
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         return UNetPipeline(
             diffusers_pipeline,

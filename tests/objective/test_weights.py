@@ -21,6 +21,8 @@ from difalign.objective.weights import (
 from difalign.process.flow import FlowProcess, RenoiseProcess
 from difalign.process.grids import dynamic_mu, flow_match_grid, uniform_sigmas
 from difalign.process.rules import dance_rule
+from tests.pipelines.packed import make
+from tests.tiny_packed import FLUX_DEV_SCHEDULE, QWEN_IMAGE_SCHEDULE, scheduler
 
 SD35 = flow_match_grid(10, shift=3.0)
 QWEN_MU = dynamic_mu(1024, max_sequence_length=8192, max_shift=0.9)
@@ -77,6 +79,32 @@ def test_the_normalisers_of_the_released_scripts(name: str, hard_coded: float) -
     grid, noise_level, _, _ = GOLDEN[name]
     steps = trained_steps(FlowProcess(), grid, all_but_last(grid), noise_level=noise_level)
     assert 1 / float(steps.std.mean()) == pytest.approx(hard_coded, abs=0.01)
+
+
+# Published tables as above, from the published schedulers through the adapters: family, schedule, pixels, steps.
+PUBLISHED_MODELS = {
+    "flux 1024, 10 steps": ("flux", FLUX_DEV_SCHEDULE, 1024, 10),
+    "flux 512, 10 steps": ("flux", FLUX_DEV_SCHEDULE, 512, 10),
+    "flux 512, 6 steps": ("flux", FLUX_DEV_SCHEDULE, 512, 6),
+    "flux 1024, 6 steps": ("flux", FLUX_DEV_SCHEDULE, 1024, 6),
+    "qwen 512": ("qwen", QWEN_IMAGE_SCHEDULE, 512, 10),
+}
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", PUBLISHED_MODELS)
+def test_published_weights_from_the_adapters(name: str) -> None:
+    family, schedule, pixels, steps = PUBLISHED_MODELS[name]
+    side = pixels // 4  # the tiny models halve the sides where the published ones divide them by 8: as many tokens
+    pipeline = make(family, height=side, width=side)
+    pipeline.diffusers_pipeline.scheduler = scheduler(schedule)
+    grid, (_, noise_level, weights, normaliser) = pipeline.grid(steps), GOLDEN[name]
+    trained = all_but_last(grid)
+    ours = step_weights(noise_aware, pipeline.process, grid, trained, noise_level=noise_level)
+    assert ours[:-1].tolist() == pytest.approx(weights, abs=1e-4)
+    stds = trained_steps(pipeline.process, grid, trained, noise_level=noise_level).std
+    assert 1 / float(stds.mean()) == pytest.approx(normaliser, abs=1e-4)
+    assert torch.equal(grid.sigma, GOLDEN[name][0].sigma)  # as the process layer has it
 
 
 @pytest.mark.parametrize("process", [FlowProcess(), FlowProcess(dance_rule), RenoiseProcess()])

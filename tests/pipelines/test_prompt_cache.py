@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difalign.pipelines.prompt_cache import PromptCache
+from difalign.pipelines.prompt_cache import PromptCache, padded
 
 
 class Counter:
@@ -44,3 +44,16 @@ def test_known_texts_are_not_encoded_again_until_cleared():
 def test_refuses_no_texts():
     with pytest.raises(ValueError, match="no prompts"):
         PromptCache().table([], Counter())
+
+
+def test_texts_of_different_lengths_are_padded_and_masked():
+    texts = {"long": torch.ones(1, 3, 2), "short": torch.full((1, 1, 2), 5.0)}
+    (table, mask), index = PromptCache().table(["short", "long", "short"], lambda t: (texts[t],), stack=padded)
+    assert table.tolist() == [[[5.0, 5.0], [0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0]] * 3]
+    assert mask.tolist() == [[True, False, False], [True, True, True]]
+    assert index.tolist() == [0, 1, 0]
+
+
+def test_texts_of_one_length_need_no_mask():
+    table = padded([(torch.ones(1, 2, 3),), (torch.zeros(1, 2, 3),)])
+    assert [tuple(column.shape) for column in table] == [(2, 2, 3)]

@@ -16,11 +16,14 @@ from difalign.pipelines.sdxl import SDXL
 from difalign.pipelines.stable_diffusion import STABLE_DIFFUSION
 from difalign.process.diffusion import DIFFUSION_RULES
 from difalign.process.flow import FlowProcess
+from tests.pipelines.packed import make
 from tests.tiny_models import tiny_sd, tiny_sd3, tiny_sdxl
 
 ADAPTERS: dict[str, Callable[[], Any]] = {
     "sd3": lambda: SD3Pipeline(tiny_sd3(), process=FlowProcess(), guidance_scale=1.0, max_sequence_length=0),
     "sd": lambda: STABLE_DIFFUSION(tiny_sd(), process=DIFFUSION_RULES["ddim"], guidance_scale=1.0),
+    "flux": lambda: make("flux"),
+    "qwen": lambda: make("qwen"),
     "sdxl": lambda: SDXL(tiny_sdxl(), process=DIFFUSION_RULES["ddim"], guidance_scale=1.0),
 }
 

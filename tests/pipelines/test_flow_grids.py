@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from difalign.pipelines.sd3_grid import sd3_grid
+from difalign.pipelines.flow_grids import sd3_grid
 from difalign.process.grids import dynamic_mu, flow_match_grid, grid_from_scheduler
 from tests.tiny_models import tiny_sd3
 
