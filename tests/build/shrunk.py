@@ -18,11 +18,19 @@ TRAIN = ("a red circle", "two blue squares", "a green cross", "a blue circle and
 HELDOUT = ("a red square", "a green circle")
 _ROWS = 64  # a forward; memory only
 
+
+def published_sdxl() -> Any:
+    """A random Stable Diffusion XL, and what the published scheduler's file says beyond the options of its sampler."""
+    pipe = tiny_sdxl()
+    pipe.scheduler.register_to_config(clip_sample=False, set_alpha_to_one=False, skip_prk_steps=True)
+    return pipe
+
+
 # Random pipelines by the class that an adapter wraps; a preset of a new family needs a line here.
 RANDOM: Mapping[str, Callable[[], Any]] = {
     "StableDiffusion3Pipeline": lambda: tiny_sd3(with_t5=True),
     "StableDiffusionPipeline": tiny_sd,
-    "StableDiffusionXLPipeline": tiny_sdxl,
+    "StableDiffusionXLPipeline": published_sdxl,
 }
 
 
@@ -39,13 +47,14 @@ def write_random_pipeline(card: PipelineCard, folder: Path) -> Path:
 def shrunk(config: RunConfig, card: Path, folder: Path) -> RunConfig:
     """The configuration with few prompts, children and steps, small pictures and two updates, everything else as it is.
 
-    A chain keeps its steps where the plan names some of them. The dry pass and the reading back of saved weights, which
-    have tests of their own, are left out.
+    A chain keeps its steps where plan or curriculum names some of them. The dry pass and the reading back of saved
+    weights, which have tests of their own, are left out.
     """
     for name, prompts in (("train", TRAIN), ("heldout", HELDOUT)):
         (folder / f"{name}.txt").write_text("\n".join(prompts))
-    plan = config.sampling.plan
-    updates = min(config.training.updates_per_rollout, 2)
+    plan, training = config.sampling.plan, config.training
+    named = config.curriculum is not None or plan.kind not in ("plain", "branch")
+    updates = min(training.updates_per_rollout, 2)
     tree = config.model_dump(mode="json")
     tree["sampling"] = lay_over(
         tree["sampling"],
@@ -53,7 +62,7 @@ def shrunk(config: RunConfig, card: Path, folder: Path) -> RunConfig:
             "plan": {
                 key: min(value, 2) if key == "children" else value for key, value in tree["sampling"]["plan"].items()
             },
-            "steps": min(config.sampling.steps, 5) if plan.kind in ("plain", "branch") else config.sampling.steps,
+            "steps": config.sampling.steps if named else min(config.sampling.steps, 5),
             "prompts_per_update": 2,
             "samples_per_prompt": min(config.sampling.samples_per_prompt, 2),
             "height": None,
@@ -67,8 +76,9 @@ def shrunk(config: RunConfig, card: Path, folder: Path) -> RunConfig:
             "lora": {**tree["training"]["lora"], "rank": 2},
             "rollouts": 2 // updates,
             "updates_per_rollout": updates,
+            "trajectories_per_update": None if training.trajectories_per_update is None else 2,
             "micro_batch": _ROWS,
-            "mixed_precision": "no" if config.training.mixed_precision == "fp16" else config.training.mixed_precision,
+            "mixed_precision": "no" if training.mixed_precision == "fp16" else training.mixed_precision,
             "ema": {**tree["training"]["ema"], "every": 1},
             "max_seconds": None,
             "auto_micro_batch": False,

