@@ -149,6 +149,7 @@ class ClipReward:
         source: str | Path,
         *,
         scale: str = "cosine",
+        processor: str | None = None,
         micro_batch: int = 64,
         dtype: str = "float32",
         device: str | torch.device = "cpu",
@@ -160,6 +161,7 @@ class ClipReward:
         Args:
             source: a folder, or an id of the model hub.
             scale: the unit of the score, a key of ``SCALES``.
+            processor: the folder or repository with tokenizer and image processor, if that is another.
             micro_batch: pictures a forward; memory only.
             dtype: in which the network computes; scores are float32 whatever it is.
             device: where it computes.
@@ -181,8 +183,9 @@ class ClipReward:
             raise ValueError(
                 f"{source}: has no weights for {sorted(info['missing_keys'])[0]}; save the whole CLIPModel"
             )
-        tokenizer = CLIPTokenizer.from_pretrained(source, **at)
-        wanted = ImageInput.of_processor(CLIPImageProcessor.from_pretrained(source, **at))
+        beside, at = (source, at) if processor is None else (processor, {})  # a revision is of one repository
+        tokenizer = CLIPTokenizer.from_pretrained(beside, **at)
+        wanted = ImageInput.of_processor(CLIPImageProcessor.from_pretrained(beside, **at))
         return cls(model.to(device), tokenizer, wanted, scale=scale, micro_batch=micro_batch, name=name)
 
     @property

@@ -166,6 +166,13 @@ def test_half_stored_weights_compute_in_float32_unless_told(folder: Path, tmp_pa
     assert ClipReward.from_pretrained(tmp_path).model.dtype == torch.float32
 
 
+def test_tokenizer_and_processor_may_lie_elsewhere(folder: Path, reward: ClipReward, tmp_path: Path):
+    CLIPModel.from_pretrained(folder).save_pretrained(tmp_path / "weights")
+    apart = ClipReward.from_pretrained(tmp_path / "weights", processor=str(folder))
+    pixels = eight_bit(4, 30, 30)
+    assert torch.equal(apart.score(pixels, PROMPTS).scores, reward.score(pixels, PROMPTS).scores)
+
+
 @pytest.mark.parametrize(
     ("media", "prompts", "message"),
     [
