@@ -154,7 +154,7 @@ class _Walk:
 
     def predictions(self, step: int, level: Level, nodes: Sequence[Tensor]) -> Iterator[Tensor]:
         """The network on every row of every node once, in micro-batches that may span nodes."""
-        x = torch.cat(list(nodes))
+        x = _join(nodes)
         roots = torch.arange(len(self.root_seeds))
         root = torch.cat([roots.repeat_interleave(rows) for rows in level.node_rows])
         prompt = self.prompt_index[root.to(self.prompt_index.device)]
@@ -207,7 +207,7 @@ class _Walk:
             if edge.entry.record and self.keep_mean:
                 means.append(distribution.mean)
         return _Descent(
-            x_next=torch.cat(children),
+            x_next=_join(children),
             log_prob=torch.cat(log_probs) if log_probs else None,
             mean=torch.cat(means) if means else None,
         )
@@ -249,6 +249,12 @@ def predict_rows(pipeline: Pipeline, grid: NoiseGrid, x: Tensor, step: Tensor, c
     return pipeline.predict(x.to(compute_dtype(x)), model_time, condition)
 
 
+def _join(parts: Sequence[Tensor], *, dim: int = 0) -> Tensor:
+    """Latents one after the other, outside autocast: of 16-bit numbers it joins those of its own kind only."""
+    with torch.autocast(parts[0].device.type, enabled=False):
+        return torch.cat(list(parts), dim=dim)
+
+
 def _assemble(record: _Record, leaves: Sequence[Tensor], trie: Trie, *, forwards: int) -> Trajectories:
     """Root-major tensors and the indices that join edges to leaves."""
     num_roots, num_edges = record.log_prob.shape
@@ -267,7 +273,7 @@ def _assemble(record: _Record, leaves: Sequence[Tensor], trie: Trie, *, forwards
         noise_level=torch.tensor(local.noise_level, dtype=torch.float32, device=device).repeat(num_roots),
         root=roots.repeat_interleave(num_edges),
         descent=(descent[:, None, :] + shift[:, :, None]).flatten(1),
-        final=torch.cat(final, dim=1).flatten(0, 1),
+        final=_join(final, dim=1).flatten(0, 1),
         final_root=roots.repeat_interleave(num_leaves),
         final_plan=torch.tensor(local.leaf_plan, dtype=torch.int64, device=device).repeat(num_roots),
         forwards=forwards,

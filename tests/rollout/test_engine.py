@@ -256,6 +256,16 @@ def test_condition_reaches_its_own_rows():
         assert torch.equal(alone.final[rows], together.final[rows])
 
 
+@pytest.mark.parametrize("network", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16])
+def test_storage_and_autocast_may_be_of_different_precisions(storage, network):
+    made = EVERY_PLAN["mixed"]
+    with torch.autocast("cpu", dtype=network):
+        trajectories = run(made, storage_dtype=storage)
+    assert trajectories.x.dtype == trajectories.final.dtype == storage
+    assert_same(trajectories, run(made, storage_dtype=storage))  # autocast changes no elementwise product
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_storage_is_rounded_before_the_walk_goes_on(dtype):
     trajectories = run((plans.plain(N, 0.7, timestep_fraction=1.0, last_step_noise=True),), storage_dtype=dtype)
