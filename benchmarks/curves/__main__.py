@@ -15,7 +15,7 @@ import argparse
 import itertools
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.curves.jobs import run_jobs
@@ -56,7 +56,7 @@ def curve_jobs(options: argparse.Namespace, family: Family, command: str) -> lis
 def tuning_jobs(options: argparse.Namespace, family: Family, command: str) -> list[Job]:
     """Every method with every combination of the varied values."""
     fixed = dict(_pair(text) for text in options.set)
-    varied = [[(key, value) for value in values] for key, *values in options.vary]
+    choices = itertools.product(*([(key, value) for value in values] for key, *values in options.vary))
     return [
         Job(
             pipeline=family.pipeline,
@@ -71,7 +71,7 @@ def tuning_jobs(options: argparse.Namespace, family: Family, command: str) -> li
             command=command,
             trial=True,
         )
-        for name, *choice in itertools.product(_names(options, family), *varied)
+        for name, choice in itertools.product(_names(options, family), choices)
     ]
 
 
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _names(options: argparse.Namespace, family: Family) -> Iterable[str]:
+def _names(options: argparse.Namespace, family: Family) -> list[str]:
     if options.methods is None:
         return [method.name for method in family.methods]
     return [family.method(name).name for name in options.methods]

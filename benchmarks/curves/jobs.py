@@ -17,7 +17,9 @@ _PAUSE = 0.5  # seconds between two looks at the processes
 
 def run_jobs(jobs: Sequence[Job], *, at_once: int) -> list[Job]:
     """Run every job, ``at_once`` at a time; returns those that failed, whose output went to standard error."""
-    waiting, running, failed = list(jobs), [], []
+    waiting = list(jobs)
+    running: list[tuple[Job, subprocess.Popen[bytes], float]] = []
+    failed: list[Job] = []
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
