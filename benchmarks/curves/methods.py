@@ -83,9 +83,28 @@ class Family:
         return load_config(file, [f"{key}={value}" for key, value in layers.items()])
 
 
+# --- B2-DiffuRL's parts, for both families ----------------------------------------------------------------------
+
+# The released script trains the last 14 of 20 steps at first and all of them at the end; here 6 of 8, and 8.
+_INTERVALS = {"curriculum": "{schedule: linear_floor, first: 6, last: 8, stages: 60}"}  # a run has some more rollouts
+_WHOLE_CHAIN = {"curriculum": "{schedule: linear_floor, first: 8, last: 8, stages: 1}"}
+# One split where the interval begins; of its children the best and the worst, if they stand out from the prompt's
+# rewards of this stage and the eight before it.
+_SPLIT = {
+    "sampling.plan": "{kind: split, at: null, children: 5, last_step_noise: true}",
+    "objective.advantage.statistics": "stage_history",
+    "objective.advantage.group_by": "seed",
+    "objective.advantage.selection": "{positive: 0.5, negative: -0.5}",
+    "objective.advantage.ddof": "1",
+    "objective.advantage.eps": "1.0e-8",
+    "objective.clip_range": "0.1",
+    "training.inner_epochs": "2",
+}
+
 # --- tiny-sd3: a flow model -------------------------------------------------------------------------------------
 
 _PROMPT_STD = {"objective.advantage.std": "group"}
+_SEED_GROUP = {"objective.advantage.group_by": "seed"}
 _NOISE_AWARE = {"objective.weight": "noise_aware"}
 # A start noise has its trunk and six children at each of the first four steps, the steps that Flow-GRPO trains here.
 _BRANCHES = {
@@ -118,8 +137,33 @@ _FLOW = (
     Method(
         "tempflow_seed",
         "TempFlow-GRPO (seed group)",
-        {**_PROMPT_STD, **_BRANCHES, **_NOISE_AWARE, "objective.advantage.group_by": "seed"},
+        {**_PROMPT_STD, **_BRANCHES, **_NOISE_AWARE, **_SEED_GROUP},
         "the same, compared within a prompt and start noise",
+    ),
+    Method(
+        "b2_flow",
+        "B²-DiffuRL on flow",
+        {
+            **_SPLIT,
+            **_INTERVALS,
+            "sampling.plan": "{kind: split, at: null, children: 6, last_step_noise: false}",
+            "sampling.prompts_per_update": "20",
+            "sampling.samples_per_prompt": "2",
+        },
+        "one split where the interval begins, its best and worst child, intervals that grow backwards",
+    ),
+    Method(
+        "tempflow_b2",
+        "TempFlow + B²",
+        {
+            **_PROMPT_STD,
+            **_BRANCHES,
+            **_NOISE_AWARE,
+            **_SEED_GROUP,
+            **_INTERVALS,
+            "objective.advantage.selection": "{positive: 0.5, negative: -0.5}",
+        },
+        "TempFlow's branches inside B²'s intervals, of which the best and the worst are trained on",
     ),
 )
 
@@ -137,11 +181,65 @@ TINY_SD3 = Family(
         Comparison("tempflow", "flow_grpo_global"),
         Comparison("tempflow_seed", "flow_grpo"),
         Comparison("tempflow_seed", "tempflow"),
+        Comparison("b2_flow", "flow_grpo"),
+        Comparison("tempflow_b2", "flow_grpo"),
+        Comparison("tempflow_b2", "tempflow_seed"),
     ),
     pictures={
         "tempflow": ("flow_grpo_global", "flow_grpo", "branching", "weighting", "tempflow", "tempflow_seed"),
+        "b2": ("flow_grpo", "tempflow_seed", "b2_flow", "tempflow_b2"),
     },
     seconds=240.0,
 )
 
-FAMILIES: Mapping[str, Family] = {family.pipeline: family for family in (TINY_SD3,)}
+# --- tiny-sd15: a diffusion model -------------------------------------------------------------------------------
+
+_DDPO = {
+    "sampling.plan": "{kind: plain, last_step_noise: true}",
+    "objective.advantage.statistics": "prompt_history",
+    "objective.advantage.history": "{buffer_size: 32, min_count: 8}",
+    "objective.advantage.eps": "1.0e-6",
+    "sampling.prompts_per_update": "6",
+    "sampling.samples_per_prompt": "8",
+}
+_DIFFUSION_SPLIT = {**_SPLIT, "sampling.prompts_per_update": "8", "sampling.samples_per_prompt": "2"}
+
+TINY_SD15 = Family(
+    pipeline="tiny-sd15",
+    base="flow_grpo_tiny_sd3",
+    shared={
+        "pipeline": "tiny-sd15",
+        "objective.timestep_fraction": "1.0",  # DDPO and B2-DiffuRL train every step
+        "training.lora.targets": "[to_q, to_k, to_v, to_out.0]",  # as both; a step costs half of one with convolutions
+        "training.learning_rate": "1.0e-3",
+        "sampling.micro_batch": "16",
+        "training.micro_batch": "16",
+    },
+    probe=Probe(steps=8, guidance=1.0, prompts=105, seeds_per_prompt=2),
+    methods=(
+        Method("ddpo", "DDPO", _DDPO, "every step stochastic, compared with the last rewards of the prompt"),
+        Method(
+            "ddpo_branching",
+            "+ branching",
+            {**_DIFFUSION_SPLIT, **_WHOLE_CHAIN},
+            "five children of each start noise, of which the best and the worst are trained on; the whole chain",
+        ),
+        Method("ddpo_intervals", "+ intervals", {**_DDPO, **_INTERVALS}, "DDPO on intervals that grow backwards"),
+        Method(
+            "b2_diffurl",
+            "B²-DiffuRL",
+            {**_DIFFUSION_SPLIT, **_INTERVALS},
+            "both: one split where the interval begins, its best and worst child",
+        ),
+    ),
+    comparisons=(
+        Comparison("b2_diffurl", "ddpo"),
+        Comparison("ddpo_branching", "ddpo"),
+        Comparison("ddpo_intervals", "ddpo"),
+        Comparison("b2_diffurl", "ddpo_branching"),
+    ),
+    pictures={"b2": ("ddpo", "ddpo_branching", "ddpo_intervals", "b2_diffurl")},
+    seconds=420.0,
+)
+
+FAMILIES: Mapping[str, Family] = {family.pipeline: family for family in (TINY_SD3, TINY_SD15)}
