@@ -59,6 +59,29 @@ def test_ablations_of_tempflow_change_one_thing_each():
     assert (both.objective.advantage.group_by, seed.objective.advantage.group_by) == ("prompt", "seed")
 
 
+def test_ablations_of_b2_change_one_thing_each():
+    family = FAMILIES["tiny-sd15"]
+    plain, branching, intervals, both = (
+        of_name(family, name) for name in ("ddpo", "ddpo_branching", "ddpo_intervals", "b2_diffurl")
+    )
+    parts = {"sampling", "objective", "training"}
+    assert plain.model_dump(include=parts) == intervals.model_dump(include=parts)
+    assert branching.model_dump(include=parts) == both.model_dump(include=parts)
+    assert plain.curriculum is None
+    assert intervals.curriculum == both.curriculum
+    assert [branching.interval(stage) for stage in (0, 99)] == [range(8), range(8)]
+    assert [both.interval(stage) for stage in (0, 99)] == [range(2, 8), range(8)]
+
+
+def test_combination_has_branches_inside_intervals_and_their_extremes():
+    family = FAMILIES["tiny-sd3"]
+    seed, both = of_name(family, "tempflow_seed"), of_name(family, "tempflow_b2")
+    assert both.sampling == seed.sampling
+    assert both.objective.weight == "noise_aware"
+    assert both.objective.advantage.selection is not None
+    assert both.curriculum is not None
+
+
 def test_unknown_method_is_named():
     with pytest.raises(ValueError, match="'flow' is no method of tiny-sd3; use one of: flow_grpo_global"):
         FAMILIES["tiny-sd3"].method("flow")
