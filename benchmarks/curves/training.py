@@ -128,40 +128,64 @@ def train(job: Job) -> Iterator[dict[str, Any]]:
     )
     prompts = spread(task.heldout if job.prompts == "heldout" else task.prompts, probe.prompts)
     scored = task.pipeline.with_guidance(probe.guidance)
-    spent = dict.fromkeys(CLOCKS, 0.0)
-    edges, rollouts, point, metrics = 0, 0, 0, []
+    account = _Account()
+    distance, due, point = job.budget / (job.points - 1), 0.0, 0
     while True:
-        final = spent[job.clock] >= job.budget
-        if final or spent[job.clock] >= point * job.budget / (job.points - 1):
+        spent = account.spent[job.clock]
+        final = spent >= job.budget
+        if final or spent >= due:
             begin = time.perf_counter()
             with trainer.averaged():
                 score = measure(scored, task.reward, prompts, probe)
             yield {
                 "point": point,
                 "final": final,
-                "update": trainer.updates,
-                "rollout": rollouts,
-                "forwards": trainer.forwards,
-                "training_rows": edges,
-                "reward_calls": trainer.reward_calls,
-                **spent,
+                **account.figures(trainer),
                 job.prompts: score.total,
                 f"{job.prompts}_strict": score.strict,
                 "diversity": score.diversity,
-                "training_reward": sum(metrics) / len(metrics) if metrics else None,
                 "evaluation_seconds": time.perf_counter() - begin,
             }
-            point, metrics = point + 1, []
+            point += 1
+            due = distance * (spent // distance + 1)  # a long rollout may pass several at once
         if final:
             runtime.close()
             return
+        account.run(trainer)
+
+
+@dataclass
+class _Account:
+    """What training has taken so far, and what it was rewarded with since the last look."""
+
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLOCKS, 0.0))
+    rollouts: int = 0
+    training_rows: int = 0
+    rewards: list[float] = field(default_factory=list)
+
+    def run(self, trainer: PolicyGradient) -> None:
+        """One rollout with its updates; only this is timed."""
         before = {name: clock() for name, clock in CLOCKS.items()}
-        rows = trainer.run(rollouts, _silent)
+        rows = trainer.run(self.rollouts, _silent)
         for name, clock in CLOCKS.items():
-            spent[name] += clock() - before[name]
-        rollouts += 1
-        edges += round(sum(row["rows"] for row in rows))
-        metrics += [row["reward"] for row in rows]
+            self.spent[name] += clock() - before[name]
+        self.rollouts += 1
+        self.training_rows += round(sum(row["rows"] for row in rows))
+        self.rewards += [row["reward"] for row in rows]
+
+    def figures(self, trainer: PolicyGradient) -> dict[str, float | None]:
+        """The counts of a row."""
+        mean = sum(self.rewards) / len(self.rewards) if self.rewards else None
+        self.rewards = []
+        return {
+            "update": trainer.updates,
+            "rollout": self.rollouts,
+            "forwards": trainer.forwards,
+            "training_rows": self.training_rows,
+            "reward_calls": trainer.reward_calls,
+            **self.spent,
+            "training_reward": mean,
+        }
 
 
 def run_job(job: Job) -> None:

@@ -58,6 +58,14 @@ def test_rows_say_what_was_spent_and_reached(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("few_samples")
+def test_long_rollout_is_scored_once(tmp_path: Path):
+    file = tmp_path / "rows.jsonl"
+    run_job(job(file, budget=1.0, points=10_000))
+    updates = [line["update"] for line in read_lines(file)]
+    assert updates == list(range(len(updates)))
+
+
+@pytest.mark.usefixtures("few_samples")
 def test_trial_is_one_line_scored_on_training_prompts(tmp_path: Path):
     file = tmp_path / "tuning.jsonl"
     run_job(job(file, trial=True, prompts="train"))
