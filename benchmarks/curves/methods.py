@@ -37,12 +37,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How the policy is scored along the way: noise-free samples of evenly spaced prompts, from fixed noise."""
+    """How the policy is scored along the way: samples of evenly spaced prompts, from fixed noise."""
 
     steps: int
     guidance: float
     prompts: int
     seeds_per_prompt: int  # two or more, since diversity is measured within a prompt
+    noise_level: float = 0.0  # at every step; 0 is the ODE
     micro_batch: int = 64
 
 
@@ -215,7 +216,8 @@ TINY_SD15 = Family(
         "sampling.micro_batch": "16",
         "training.micro_batch": "16",
     },
-    probe=Probe(steps=8, guidance=1.0, prompts=105, seeds_per_prompt=2),
+    # DDPO and B2-DiffuRL sample with eta = 1; with so few steps the ODE is another sampler, and a worse one.
+    probe=Probe(steps=8, guidance=1.0, prompts=105, seeds_per_prompt=2, noise_level=1.0, micro_batch=16),
     methods=(
         Method("ddpo", "DDPO", _DDPO, "every step stochastic, compared with the last rewards of the prompt"),
         Method(

@@ -75,7 +75,8 @@ def _caption(family: Family, end: float, unit: str) -> str:
     return (
         f"Held-out reward after equal training ({end:.0f} {unit} is what all runs have): mean over seeds, lowest and "
         f"highest seed in brackets; *strict* and what follows are at the end. {probe.prompts} held-out prompts × "
-        f"{probe.seeds_per_prompt} fixed noises, {probe.steps} noise-free steps, guidance {probe.guidance:g}."
+        f"{probe.seeds_per_prompt} fixed noises, {probe.steps} steps with noise level {probe.noise_level:g}, "
+        f"guidance {probe.guidance:g}."
     )
 
 

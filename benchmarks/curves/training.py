@@ -28,9 +28,9 @@ from difalign.build.run import build_task
 from difalign.core.config import RunConfig
 from difalign.core.prompts import Prompt
 from difalign.core.protocols import Pipeline, RewardModel
+from difalign.core.types import StepPlan
 from difalign.objective.diversity import pairwise_distance
 from difalign.rollout.engine import rollout
-from difalign.rollout.plans import deterministic
 from difalign.train.evaluation import evaluation_seed
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.runtime import Runtime
@@ -85,12 +85,12 @@ def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 
 
 def measure(pipeline: Pipeline, reward: RewardModel, prompts: Sequence[Prompt], probe: Probe) -> Score:
-    """Noise-free samples of ``prompts``, the same noise at every call, scored."""
+    """Samples of ``prompts``, from the same noise at every call, scored."""
     texts = [prompt.text for prompt in prompts]
     index = torch.arange(len(texts)).repeat_interleave(probe.seeds_per_prompt)
     walk = rollout(
         pipeline,
-        (deterministic(probe.steps),),
+        ((StepPlan(noise_level=probe.noise_level),) * probe.steps,),
         condition=pipeline.encode(texts),
         prompt_index=index,
         root_seeds=[evaluation_seed(text, s) for text in texts for s in range(probe.seeds_per_prompt)],
