@@ -69,8 +69,8 @@ def test_ablations_of_b2_change_one_thing_each():
     assert branching.model_dump(include=parts) == both.model_dump(include=parts)
     assert plain.curriculum is None
     assert intervals.curriculum == both.curriculum
-    assert [branching.interval(stage) for stage in (0, 99)] == [range(8), range(8)]
-    assert [both.interval(stage) for stage in (0, 99)] == [range(2, 8), range(8)]
+    assert [branching.interval(stage) for stage in (0, 99)] == [range(6), range(6)]
+    assert [both.interval(stage) for stage in (0, 99)] == [range(2, 6), range(6)]
 
 
 def test_combination_has_branches_inside_intervals_and_their_extremes():
