@@ -70,7 +70,7 @@ def record(
         "options": {name: _portable(value) for name, value in vars(options).items() if name != "output"},
         "results": _rounded(results),
         "threads": torch.get_num_threads(),
-        "environment": _environment(),
+        "environment": environment(),
     }
     line = json.dumps(entry)
     print(line)
@@ -81,7 +81,7 @@ def record(
     return entry
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Machine and versions as a run notes them; the command stands beside it."""
     described = describe_environment(arguments=(), packages=PACKAGES)
     kept = {name: value for name, value in described.items() if name not in {"command", "processes"}}
