@@ -106,9 +106,9 @@ _SPLIT = {
 
 _PROMPT_STD = {"objective.advantage.std": "group"}
 _NOISE_AWARE = {"objective.weight": "noise_aware"}
-# A start noise has its trunk and children at each of the first four steps, the steps that Flow-GRPO trains here. Prompts
-# count more than start noises: ten prompts with one noise each did better than five with two (one trial each), and a
-# group of one start noise needs no second one.
+# A start noise has its trunk and children at each of the first four steps, the steps that Flow-GRPO trains here.
+# Prompts count more than start noises: ten prompts with one noise each did better than five with two (one trial each),
+# and a group of one start noise needs no second one.
 _BRANCHES = {
     "sampling.plan": "{kind: branch, mode: all, children: 3}",
     "sampling.prompts_per_update": "10",
