@@ -105,7 +105,7 @@ def read_run(folder: Path) -> Run:
         alarms=tuple(alarms),
         diagnostics=tuple(sorted(diagnostics, key=lambda item: item.diagnostics.rollout)),
     )
-    if not (metrics or evaluations or summary or run.config or environment or problems):
+    if not (metrics or evaluations or diagnostics or summary or run.config or environment or problems):
         raise ValueError(f"{folder} holds nothing that a run writes, such as {METRICS_FILE}; give the folder of a run")
     return run
 

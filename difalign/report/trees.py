@@ -174,7 +174,7 @@ def _draw(prompt: PromptTrees, sigma: Sequence[float], pictures: Mapping[tuple[i
     return Drawing(
         prompt=prompt.prompt,
         caption=_caption(prompt, len(leaves)),
-        width=ends + layout.widest * _CELL,
+        width=ends + layout.widest * _CELL - (_CELL - _TILE) + 2.0,  # half a frame's stroke stands out
         height=layout.bottom,
         ticks=tuple(_ticks(columns, sigma)),
         strokes=tuple(Stroke(style, "".join(paths)) for style, paths in strokes.items()),
