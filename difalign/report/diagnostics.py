@@ -53,6 +53,7 @@ class Leaf:
     picture: int  # its number among the pictures of its prompt
     scores: Mapping[str, float]  # "total" and the components
     advantage: float | None  # of the last trained move that leads to it
+    kept: bool = True  # False: a selection leaves it out
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,4 +170,5 @@ def _leaf_from_json(row: Mapping[str, Any]) -> Leaf:
         picture=int(row["picture"]),
         scores={str(name): float(score) for name, score in row["scores"].items()},
         advantage=number(row["advantage"]),
+        kept=bool(row["kept"]),
     )

@@ -45,6 +45,7 @@ class LeafPicture:
     reward: str
     advantage: str
     tone: str  # up, down or even
+    kept: bool
     details: str  # for the tooltip and for those who do not see it
 
 
@@ -69,6 +70,11 @@ class Forest:
 
     rollout: int
     prompts: tuple[Drawing, ...]
+
+    @property
+    def selected(self) -> bool:
+        """Whether some samples were left out."""
+        return not all(leaf.kept for drawing in self.prompts for leaf in drawing.leaves)
 
 
 def draw_forests(stored: StoredDiagnostics) -> Forest:
@@ -196,7 +202,8 @@ def _leaf(leaf: Leaf, corner: tuple[float, float], shift: float, image: Image | 
         reward=words.score(leaf.scores.get("total"), digits=2),
         advantage=advantage,
         tone=_tone(leaf.advantage),
-        details=f"{scores}; advantage {advantage}",
+        kept=leaf.kept,
+        details=f"{scores}; advantage {advantage}{'' if leaf.kept else '; left out'}",
     )
 
 

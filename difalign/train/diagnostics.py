@@ -21,7 +21,7 @@ from torch.nn.utils import get_total_norm
 from difalign.core.config import RunConfig
 from difalign.core.protocols import TrainablePipeline
 from difalign.core.types import NoiseGrid, Plan
-from difalign.objective.advantages import Advantages, group_advantages
+from difalign.objective.advantages import group_advantages
 from difalign.objective.surrogate import Surrogate
 from difalign.objective.weights import trained_steps
 from difalign.report.diagnostics import Diagnostics, PromptTrees, StepSignal
@@ -29,6 +29,7 @@ from difalign.rollout.grouping import group_ids
 from difalign.rollout.trie import merge
 from difalign.train.collector import Batch, PlanSchedule, Report
 from difalign.train.edge_loss import EdgeLoss
+from difalign.train.partition import Part
 from difalign.train.runtime import Runtime
 from difalign.train.scoring import decode_in_batches
 from difalign.train.sharding import number
@@ -48,6 +49,8 @@ class StepWatch:
         pipeline: whose weights are trained.
         loss: what the updates descend.
         parameters: the trained weights; their gradients are cleared after use.
+        chunks: edges in micro-batches, as many on every process, if need be empty, where a forward takes all of them.
+        accompany: a pass that counts for nothing, given the batch and the step weights, for an empty one.
         plans: of every rollout.
         config: the run.
         runtime: this process.
@@ -61,6 +64,8 @@ class StepWatch:
         loss: EdgeLoss,
         parameters: Sequence[nn.Parameter],
         *,
+        chunks: Callable[[Tensor], Sequence[Tensor]],
+        accompany: Callable[[Batch, Tensor], None],
         plans: PlanSchedule,
         config: RunConfig,
         runtime: Runtime,
@@ -70,6 +75,8 @@ class StepWatch:
         self._pipeline = pipeline
         self._loss = loss
         self._parameters = parameters
+        self._chunks = chunks
+        self._accompany = accompany
         self._plans = plans
         self._config = config
         self._runtime = runtime
@@ -87,23 +94,13 @@ class StepWatch:
         every = self._config.diagnostics.every
         return self._write is not None and every > 0 and index % every == 0
 
-    def begin(
-        self,
-        index: int,
-        batches: Sequence[Batch],
-        advantages: Advantages,
-        rows: Tensor,
-        *,
-        update: int,
-        report: Report,
-    ) -> None:
+    def begin(self, index: int, batches: Sequence[Batch], first: Part, *, update: int, report: Report) -> None:
         """Before the updates of rollout ``index``, if it is due.
 
         Args:
             index: of the rollout.
             batches: what it sampled.
-            advantages: of the first batch.
-            rows: the edges that the first update learns from.
+            first: what the first update learns from.
             update: the number of that update.
             report: shows progress.
         """
@@ -113,9 +110,9 @@ class StepWatch:
         for batch in batches:
             self._rewards(batch)
         plans = self._plans(index)
-        self._grow(batches[0], advantages.advantage, plans)
-        self._weights = self._loss.step_weights(batches[0]).cpu()
-        self._norms = self._step_norms(batches[0], advantages.advantage, rows, recorded_steps(plans), report)
+        self._grow(first, plans)
+        self._weights = self._loss.step_weights(first.batch).cpu()
+        self._norms = self._step_norms(first, recorded_steps(plans), report)
 
     def chunk(self, update: int, batch: Batch, rows: Tensor, surrogate: Surrogate) -> None:
         """One micro-batch of an update; the first update is on-policy, and its ratios are 1."""
@@ -162,19 +159,16 @@ class StepWatch:
 
     # --- gradients ----------------------------------------------------------------------------------------------
 
-    def _step_norms(
-        self, batch: Batch, advantage: Tensor, rows: Tensor, steps: Sequence[int], report: Report
-    ) -> dict[int, float]:
+    def _step_norms(self, first: Part, steps: Sequence[int], report: Report) -> dict[int, float]:
         """The norm of each step's part of the policy gradient, unweighted, as it enters the first update.
 
         A step has one weight, so that the weighted norm is the weight times this one.
         """
-        total = round(self._runtime.total([rows.numel()])[0])
-        step_of_row = batch.scored.trajectories.step[rows]
+        step_of_row = first.batch.scored.trajectories.step.cpu()[first.rows.cpu()]
         norms = {}
         for done, step in enumerate(steps):
             report("diagnosing", done, len(steps))
-            self._backward(batch, advantage, rows[step_of_row == step], total=total)
+            self._backward(first, first.rows[step_of_row == step])
             self._runtime.sum_gradients(self._parameters)
             gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
             norms[step] = number(get_total_norm(gradients)) / self._scale
@@ -183,19 +177,15 @@ class StepWatch:
         report("diagnosing", len(steps), len(steps))
         return norms
 
-    def _backward(self, batch: Batch, advantage: Tensor, rows: Tensor, *, total: int) -> None:
-        """The gradient of the unweighted policy loss of some edges; as many passes on every process as it takes."""
+    def _backward(self, first: Part, rows: Tensor) -> None:
+        """The gradient of the unweighted policy loss of some edges, added up over micro-batches."""
         weights = torch.ones(self._grid.num_steps)
-        count = -(-rows.numel() // self._config.training.micro_batch)
-        count = self._runtime.most(count) if self._runtime.shards else count
-        for chunk in rows.tensor_split(count) if count else ():
-            if chunk.numel():
-                part = self._loss.chunk(batch, advantage, chunk, weights=weights, total=total)
-                (part.surrogate.loss.sum() / total * self._scale).backward()
-            else:  # others gather this process's part of the weights: a pass that counts for nothing
-                first = torch.zeros(1, dtype=torch.int64)
-                part = self._loss.chunk(batch, torch.zeros_like(advantage), first, weights=weights, total=math.inf)
-                (part.surrogate.loss.sum() * 0.0).backward()
+        for chunk in self._chunks(rows):
+            if not chunk.numel():
+                self._accompany(first.batch, weights)
+                continue
+            part = self._loss.chunk(first.batch, first.advantages.advantage, chunk, weights=weights, total=first.total)
+            (part.surrogate.loss.sum() / first.total * self._scale).backward()
 
     @property
     def _scale(self) -> float:
@@ -204,12 +194,12 @@ class StepWatch:
 
     # --- trees --------------------------------------------------------------------------------------------------
 
-    def _grow(self, batch: Batch, advantage: Tensor, plans: Sequence[Plan]) -> None:
+    def _grow(self, first: Part, plans: Sequence[Plan]) -> None:
         """The trees of the first prompts of the first update, wherever they were sampled, with pictures."""
-        rank, world = self._runtime.rank, self._runtime.world
-        places = {prompt: prompt * world + rank for prompt in range(len(batch.prompts))}
+        batch, roots = first.batch, self._config.roots_per_prompt
+        places = {prompt: int(batch.root_position[prompt * roots]) // roots for prompt in range(len(batch.prompts))}
         mine = {prompt: place for prompt, place in places.items() if place < self._config.diagnostics.prompts}
-        grown = grow_trees(batch, advantage, plans, prompts=mine)
+        grown = grow_trees(batch, first.advantages, plans, prompts=mine)
         local = [(tree.shown, self._decoded(batch, tree.rows)) for tree in grown]
         everyone = sorted(self._runtime.gather(local), key=lambda item: item[0].index)
         self._trees = [trees for trees, _ in everyone]

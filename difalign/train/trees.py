@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from difalign.core.types import Plan
+from difalign.objective.advantages import Advantages
 from difalign.report.diagnostics import Leaf, Move, PromptTrees, Tree
+from difalign.rollout.grouping import first_leaves
 from difalign.rollout.trie import Trie, layout, merge
 from difalign.train.collector import Batch
 
@@ -26,7 +28,7 @@ class GrownTrees:
 
 def grow_trees(
     batch: Batch,
-    advantage: Tensor,
+    compared: Advantages,
     plans: Sequence[Plan],
     *,
     prompts: Mapping[int, int],
@@ -36,7 +38,7 @@ def grow_trees(
 
     Args:
         batch: of one update.
-        advantage: [M] of its edges.
+        compared: the advantages of its edges.
         plans: what every start noise walked.
         prompts: row of the batch's condition -> place of the prompt in the whole update.
         most_leaves: of one prompt.
@@ -47,22 +49,23 @@ def grow_trees(
     for prompt, place in prompts.items():
         roots = (batch.prompt_index == prompt).nonzero().flatten().tolist()
         chosen = roots[: max(1, most_leaves // leaves)]
-        trees = [_tree(batch, advantage, trie, root, first_picture=n * leaves) for n, root in enumerate(chosen)]
+        trees = [_tree(batch, compared, trie, root, first_picture=n * leaves) for n, root in enumerate(chosen)]
         rows = torch.tensor([root * leaves + leaf for root in chosen for leaf in range(leaves)], dtype=torch.int64)
         grown.append(GrownTrees(PromptTrees(batch.prompts[prompt], place, len(roots), tuple(trees)), rows))
     return grown
 
 
-def _tree(batch: Batch, advantage: Tensor, trie: Trie, root: int, *, first_picture: int) -> Tree:
+def _tree(batch: Batch, compared: Advantages, trie: Trie, root: int, *, first_picture: int) -> Tree:
     """The tree of one start noise; everything of it lies together, see ``difalign.rollout.engine``."""
     walks = batch.scored.trajectories
     steps, leaves = layout(trie).step, sum(trie.leaf_rows)
     edges = slice(root * len(steps), (root + 1) * len(steps))
     assert tuple(walks.step[edges].tolist()) == steps, "the plans are not those of the rollout"
-    moves = _moves(trie, batch.scored.edge_reward[edges].tolist(), advantage[edges].tolist())
+    moves = _moves(trie, batch.scored.edge_reward[edges].tolist(), compared.advantage[edges].tolist())
     rows = slice(root * leaves, (root + 1) * leaves)
     scores = {name: values[rows].tolist() for name, values in batch.rewards.items()}
     above = {move.child: move for move in moves}
+    kept = _kept_leaves(batch, compared)
     first = 1 + sum(edge.rows for level in trie.levels[:-1] for edge in level.edges)  # the nodes after the last step
     return Tree(
         moves=moves,
@@ -72,10 +75,18 @@ def _tree(batch: Batch, advantage: Tensor, trie: Trie, root: int, *, first_pictu
                 picture=first_picture + leaf,
                 scores={name: values[leaf] for name, values in scores.items()},
                 advantage=_last_advantage(above, first + leaf),
+                kept=kept is None or root * leaves + leaf in kept,
             )
             for leaf in range(leaves)
         ),
     )
+
+
+def _kept_leaves(batch: Batch, compared: Advantages) -> set[int] | None:
+    """The samples that a selection keeps; None if everything counts."""
+    if compared.extremes is None:
+        return None
+    return set(first_leaves(batch.scored.trajectories).cpu()[compared.extremes.rows].tolist())
 
 
 def _moves(trie: Trie, rewards: Sequence[float], advantages: Sequence[float]) -> tuple[Move, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from difalign.report.diagnostics import Diagnostics, Leaf, Move, PromptTrees, Tree
 from difalign.report.log import RunLog
 from difalign.report.run_folder import StoredDiagnostics, read_run
-from difalign.report.trees import Drawing, draw_forests
+from difalign.report.trees import Drawing, Forest, draw_forests
 from tests.report.fake_diagnostics import SIGMA, branched, leaf_pictures, seen_at, walk
 
 
@@ -92,6 +93,15 @@ def test_numbers_say_what_colours_say() -> None:
     assert (middle.advantage, middle.tone) == ("0.00", "even")
     assert (high.advantage, high.tone) == ("+1.00", "up")
     assert high.details == "total 0.60, strict 0.00; advantage +1.00"
+
+
+def test_what_was_left_out_is_faint_and_said() -> None:
+    tree = branched((0,), children=3)
+    forest = Forest(0, (drawn(replace(tree, leaves=(*tree.leaves[:2], replace(tree.leaves[2], kept=False)))),))
+    assert [leaf.kept for leaf in forest.prompts[0].leaves] == [True, True, False]
+    assert forest.prompts[0].leaves[2].details.endswith("; left out")
+    assert forest.selected
+    assert not Forest(0, (drawn(tree),)).selected
 
 
 @pytest.mark.parametrize(

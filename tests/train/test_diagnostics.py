@@ -14,6 +14,7 @@ from difalign.core.gaussian import broadcast_rows
 from difalign.report.diagnostics import Diagnostics
 from difalign.train.collector import Batch
 from difalign.train.diagnostics import StepWatch, recorded_steps, small_pictures
+from difalign.train.partition import Part
 from difalign.train.policy_gradient import PolicyGradient
 from tests.toys import flow_velocity
 from tests.train import toy_run
@@ -103,9 +104,9 @@ def test_gradient_norms_follow_the_closed_form(monkeypatch: pytest.MonkeyPatch) 
     squares: list[float] = []
     begin = StepWatch.begin
 
-    def noted(self: StepWatch, index: int, batches: Any, advantages: Any, rows: Tensor, **options: Any) -> None:
-        squares.append(float(advantages.advantage.double().square().sum()) / rows.numel() ** 2)
-        begin(self, index, batches, advantages, rows, **options)
+    def noted(self: StepWatch, index: int, batches: Any, first: Part, **options: Any) -> None:
+        squares.append(float(first.advantages.advantage.double().square().sum()) / first.total**2)
+        begin(self, index, batches, first, **options)
 
     monkeypatch.setattr(StepWatch, "begin", noted)
     trainer.run(0, quiet)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
 from difalign.build.plans import build_plans
 from difalign.core.config import RunConfig
-from difalign.objective.advantages import group_advantages
+from difalign.objective.advantages import Advantages, group_advantages
+from difalign.objective.selection import extremes
 from difalign.report.diagnostics import Tree
 from difalign.rollout.trie import count_edges, count_leaves
 from difalign.train.collector import Batch, Collector
@@ -48,6 +50,10 @@ def collected(config: RunConfig) -> Batch:
     return collector.collect(0, quiet)[0]
 
 
+def compared(batch: Batch) -> Advantages:
+    return group_advantages(batch.scored.edge_reward, batch.scored.group)
+
+
 def leaves_below(tree: Tree, node: int) -> Iterator[float]:
     """Rewards of the leaves under a node, by walking down."""
     yield from (leaf.scores["total"] for leaf in tree.leaves if leaf.node == node)
@@ -60,8 +66,7 @@ def leaves_below(tree: Tree, node: int) -> Iterator[float]:
 def test_trees_are_whole_and_carry_the_rewards_below(kind: str) -> None:
     config = planned(kind)
     batch, plans = collected(config), build_plans(config, rollout=0)
-    advantage = group_advantages(batch.scored.edge_reward, batch.scored.group).advantage
-    grown = grow_trees(batch, advantage, plans, prompts={0: 4, 1: 7})
+    grown = grow_trees(batch, compared(batch), plans, prompts={0: 4, 1: 7})
     assert [item.shown.index for item in grown] == [4, 7]
     assert [item.shown.prompt for item in grown] == list(batch.prompts)
     seen = sorted(row for item in grown for row in item.rows.tolist())
@@ -85,8 +90,9 @@ def test_trees_are_whole_and_carry_the_rewards_below(kind: str) -> None:
 
 def test_leaf_has_the_advantage_of_its_last_trained_step() -> None:
     batch, plans = collected(planned("cascade")), build_plans(planned("cascade"), rollout=0)
-    edges = batch.scored.trajectories.step.numel()
-    tree = grow_trees(batch, torch.arange(edges, dtype=torch.float32), plans, prompts={0: 0})[0].shown.trees[0]
+    numbers = torch.arange(batch.scored.trajectories.step.numel(), dtype=torch.float32)
+    numbered = replace(compared(batch), advantage=numbers)
+    tree = grow_trees(batch, numbered, plans, prompts={0: 0})[0].shown.trees[0]
     walks = batch.scored.trajectories
     for number, leaf in enumerate(tree.leaves):
         above = walks.descent[0, walks.descent[1] == number]
@@ -97,7 +103,19 @@ def test_leaf_has_the_advantage_of_its_last_trained_step() -> None:
 def test_only_so_many_start_noises_are_kept(most: int, shown: int) -> None:
     config = planned("plain")
     batch = collected(config)
-    advantage = torch.zeros(batch.scored.trajectories.step.numel())
-    item = grow_trees(batch, advantage, build_plans(config, rollout=0), prompts={1: 0}, most_leaves=most)[0]
+    item = grow_trees(batch, compared(batch), build_plans(config, rollout=0), prompts={1: 0}, most_leaves=most)[0]
     assert (len(item.shown.trees), item.shown.start_noises) == (shown, 3)
     assert batch.prompts[1] == item.shown.prompt
+
+
+def test_what_a_selection_leaves_out_is_marked() -> None:
+    """The best and the worst of every group are kept, and nothing else."""
+    batch, plans = collected(planned("branch")), build_plans(planned("branch"), rollout=0)
+    found = compared(batch)
+    assert all(leaf.kept for leaf in grow_trees(batch, found, plans, prompts={0: 0})[0].shown.trees[0].leaves)
+    found = replace(found, extremes=extremes(found.advantage, batch.scored.group))
+    leaves = grow_trees(batch, found, plans, prompts={0: 0})[0].shown.trees[0].leaves
+    for start in range(0, len(leaves), 3):  # three children a branch step
+        children = leaves[start : start + 3]
+        rewards = sorted(leaf.scores["total"] for leaf in children)
+        assert [leaf.kept for leaf in children] == [leaf.scores["total"] != rewards[1] for leaf in children]
