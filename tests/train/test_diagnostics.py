@@ -18,7 +18,7 @@ from difalign.train.partition import Part
 from difalign.train.policy_gradient import PolicyGradient
 from tests.toys import flow_velocity
 from tests.train import toy_run
-from tests.train.toy_run import TrainableToy, quiet, toy_config, toy_trainer, weights
+from tests.train.toy_run import B2_SECTIONS, TrainableToy, quiet, toy_config, toy_trainer, weights
 
 BRANCH = {"sampling": {"plan": {"kind": "branch", "children": 4}, "samples_per_prompt": 2}}
 
@@ -37,9 +37,20 @@ def looked_at(monkeypatch: pytest.MonkeyPatch, **sections: Any) -> tuple[PolicyG
     return trainer, pipeline, seen
 
 
-@pytest.mark.parametrize("inner_epochs", [1, 2])
-def test_looking_changes_nothing(monkeypatch: pytest.MonkeyPatch, inner_epochs: int) -> None:
-    sections = {**BRANCH, "training": {"updates_per_rollout": 2, "inner_epochs": inner_epochs}}
+PAIRS = {
+    **BRANCH,
+    "objective": {"surrogate": "pair", "filter_zero_variance": False, "advantage": {"group_by": "seed"}},
+}
+RUNS = {
+    "several updates": {**BRANCH, "training": {"updates_per_rollout": 2, "inner_epochs": 2}},
+    "parts and selection": B2_SECTIONS,
+    "pairs": PAIRS,
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_looking_changes_nothing(monkeypatch: pytest.MonkeyPatch, run: str) -> None:
+    sections: dict[str, Any] = RUNS[run]
     blind, untouched, nothing = looked_at(monkeypatch, **sections, diagnostics={"every": 0})
     watched, pipeline, seen = looked_at(monkeypatch, **sections)
     for index in range(3):
@@ -49,6 +60,7 @@ def test_looking_changes_nothing(monkeypatch: pytest.MonkeyPatch, inner_epochs: 
     assert all(torch.equal(value, moments[1][name]) for name, value in moments[0].items())
     assert all(parameter.grad is None for parameter in pipeline.network.parameters())
     assert (len(nothing), len(seen)) == (0, 3)
+    assert all(step.gradient_norm > 0.0 for item in seen for step in item.steps)
 
 
 def test_only_every_so_many_rollouts_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
