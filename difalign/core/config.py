@@ -224,6 +224,13 @@ class GuardsConfig(Section):
     rollback_factor: Fraction = 0.5  # own: what the learning rate is multiplied by at every return
 
 
+class DiagnosticsConfig(Section):
+    """How often a run looks at the single steps of its chain and at the trees of its samples; changes no weight."""
+
+    every: Annotated[int, Field(ge=0)] = 50  # own: rollouts, the first among them; 0 = never
+    prompts: Annotated[int, Field(ge=0)] = 2  # own: prompts whose trees are kept, with their pictures
+
+
 class ProcessesConfig(Section):
     """How long the processes of a run wait for one another."""
 
@@ -268,6 +275,7 @@ class RunConfig(Section):
     guards: GuardsConfig = GuardsConfig()
     tracking: TrackingConfig = TrackingConfig()
     processes: ProcessesConfig = ProcessesConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
 
     @property
     def run_folder(self) -> Path:

@@ -7,7 +7,7 @@ so a chart reads as well on a phone as on a wide screen.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,7 @@ class Chart:
     marks: bool  # draw each point
     logarithmic: bool
     not_finite: str  # a sentence about values that cannot be drawn, or ""
+    over: str = "rollouts"  # what runs across
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +79,53 @@ class IntervalMark:
 
 def line_chart(panel: Panel, series: Sequence[Series], *, marks: bool = False) -> Chart:
     """The chart of the finite values of some series over rollouts."""
+    x = np.concatenate([item.x[item.finite] for item in series])
+    x_axis = whole_number_axis(float(x.min()), float(x.max())) if x.size else whole_number_axis(0.0, 0.0)
+    return chart_over(panel, series, x_axis, marks=marks, position=lambda x: f"rollout {compact(math.floor(x))}")
+
+
+def chart_over(
+    panel: Panel,
+    series: Sequence[Series],
+    x_axis: Axis,
+    *,
+    position: Callable[[float], str],
+    marks: bool = False,
+    over: str = "rollouts",
+) -> Chart:
+    """The chart of the finite values of some series over any axis.
+
+    Args:
+        panel: its title and note.
+        series: x in units of the axis.
+        x_axis: what runs across.
+        position: what the tooltip calls a place on it.
+        marks: draw each point.
+        over: what runs across, in words.
+    """
     drawable = [Series(item.name, item.x[item.finite], item.y[item.finite]) for item in series]
     drawable = [item for item in drawable if item.x.size]
-    not_finite = _not_finite_sentence(series)
+    not_finite = _not_finite_sentence(series, position)
     if not drawable:
-        return Chart(panel.title, panel.note, (), (), (), (), marks, False, not_finite)
-    x_axis = whole_number_axis(min(item.x.min() for item in drawable), max(item.x.max() for item in drawable))
+        return Chart(panel.title, panel.note, (), (), (), (), marks, False, not_finite, over)
     y_axis = value_axis(np.concatenate([item.y for item in drawable]))
     names = [readable(item.name) for item in drawable] if len(series) > 1 else ["last"]
     curves = tuple(
-        _curve(item, name, position, x_axis, y_axis)
-        for position, (item, name) in enumerate(zip(drawable, names, strict=True))
+        _curve(item, name, colour, x_axis, y_axis)
+        for colour, (item, name) in enumerate(zip(drawable, names, strict=True))
     )
-    # A single point has no line: it is drawn as a mark.
-    marks = marks or any(item.x.size == 1 for item in drawable)
-    positions = tuple(f"rollout {compact(math.floor(x))}" for x in thinned(drawable[0]).x.tolist())
     return Chart(
-        panel.title, panel.note, curves, x_axis.ticks, y_axis.ticks, positions, marks, y_axis.logarithmic, not_finite
+        title=panel.title,
+        note=panel.note,
+        curves=curves,
+        x_ticks=x_axis.ticks,
+        y_ticks=y_axis.ticks,
+        positions=tuple(position(x) for x in thinned(drawable[0]).x.tolist()),
+        # A single point has no line: it is drawn as a mark.
+        marks=marks or any(item.x.size == 1 for item in drawable),
+        logarithmic=y_axis.logarithmic,
+        not_finite=not_finite,
+        over=over,
     )
 
 
@@ -203,12 +234,13 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points)
 
 
-def _not_finite_sentence(series: Sequence[Series]) -> str:
+def _not_finite_sentence(series: Sequence[Series], position: Callable[[float], str]) -> str:
     """Which values are not finite numbers, in words; empty if none."""
-    missing = sorted({math.floor(x) for item in series for x in item.x[~item.finite].tolist()})
+    missing = list(dict.fromkeys(position(x) for item in series for x in sorted(item.x[~item.finite].tolist())))
     if not missing:
         return ""
-    shown = ", ".join(compact(rollout) for rollout in missing[:6]) + (", …" if len(missing) > 6 else "")
     total = sum(int((~item.finite).sum()) for item in series)
+    kind = missing[0].split()[0]
+    shown = ", ".join(place.removeprefix(f"{kind} ") for place in missing[:6]) + (", …" if len(missing) > 6 else "")
     values = "value is" if total == 1 else "values are"
-    return f"{total} {values} not finite (overflow or division by zero) and left out: rollout {shown}."
+    return f"{total} {values} not finite (overflow or division by zero) and left out: {kind} {shown}."

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from difalign.report.diagnostics import PromptTrees
 from difalign.report.log import write_bytes_atomically
 from difalign.report.records import SampleRecord
 from difalign.report.words import finite, score
@@ -130,6 +131,23 @@ def labelled_grid(images: ImageBatch, records: Sequence[SampleRecord], *, column
         for record, (tile, factor), ((left, top),) in zip(records, fitted, corners, strict=True)
     )
     return Grid(image=image, places=places)
+
+
+def leaf_grid(prompts: Sequence[PromptTrees], pictures: Sequence[ImageBatch]) -> Grid:
+    """The leaves of the trees of some prompts; ``read_tiles`` finds each by (prompt's index, picture).
+
+    Args:
+        prompts: each with L leaves.
+        pictures: for each prompt [L, C, H, W] in [0, 1]; all of one size.
+    """
+    records = [
+        SampleRecord(prompt.prompt, "", leaf.picture, leaf.scores, prompt.index)
+        for prompt in prompts
+        for tree in prompt.trees
+        for leaf in tree.leaves
+    ]
+    whole = np.concatenate([to_uint8(batch) for batch in pictures]).transpose(0, 3, 1, 2) / 255.0
+    return labelled_grid(whole, records)
 
 
 def before_after_grid(pairs: Sequence[Pair], *, columns: int | None = None) -> Image:

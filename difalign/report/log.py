@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difalign.report.alarms import Alarm, alarm_to_json
+from difalign.report.diagnostics import Diagnostics, diagnostics_to_json
 from difalign.report.records import Evaluation, evaluation_to_json
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 EVALUATIONS_FOLDER = "evaluations"
+DIAGNOSTICS_FOLDER = "diagnostics"
 REPORT_FILE = "report.html"
 BEFORE_AFTER_FILE = "before_after.png"
 
@@ -92,6 +94,7 @@ class LogMark:
     metrics: FileMark
     alarms: FileMark
     evaluations: tuple[str, ...]  # names of the JSON files
+    diagnostics: tuple[str, ...] = ()  # likewise
 
     def of_files(self) -> dict[str, FileMark]:
         """Each file that is only added to, by name."""
@@ -132,22 +135,27 @@ class RunLog:
             BEFORE_AFTER_FILE,
         ):
             (self.folder / name).unlink(missing_ok=True)
-        for path in self._evaluations(".json", ".png"):
-            path.unlink()
+        for folder in (EVALUATIONS_FOLDER, DIAGNOSTICS_FOLDER):
+            for path in self._numbered(folder, ".json", ".png"):
+                path.unlink()
 
     def mark(self) -> LogMark:
         """Where the log stands, once it is safely on the disk."""
-        evaluations = tuple(sorted(path.name for path in self._evaluations(".json")))
-        return LogMark(self._mark_of(METRICS_FILE), self._mark_of(ALARMS_FILE), evaluations)
+        evaluations, diagnostics = (
+            tuple(sorted(path.name for path in self._numbered(folder, ".json")))
+            for folder in (EVALUATIONS_FOLDER, DIAGNOSTICS_FOLDER)
+        )
+        return LogMark(self._mark_of(METRICS_FILE), self._mark_of(ALARMS_FILE), evaluations, diagnostics)
 
     def return_to(self, mark: LogMark) -> None:
-        """Take away what was written after ``mark``: later rows, later evaluations, and what an end left behind."""
+        """Take away what was written after ``mark``: later rows and files, and what an end left behind."""
         for name in (SUMMARY_FILE, REPORT_FILE):
             (self.folder / name).unlink(missing_ok=True)
-        kept = {Path(name).stem for name in mark.evaluations}
-        for path in self._evaluations(".json", ".png"):
-            if path.stem not in kept:
-                path.unlink()
+        for folder, names in ((EVALUATIONS_FOLDER, mark.evaluations), (DIAGNOSTICS_FOLDER, mark.diagnostics)):
+            kept = {Path(name).stem for name in names}
+            for path in self._numbered(folder, ".json", ".png"):
+                if path.stem not in kept:
+                    path.unlink()
         for name, then in mark.of_files().items():
             path = self.folder / name
             if not then.size:  # a run that had no alarm leaves no empty file
@@ -200,6 +208,23 @@ class RunLog:
         self._write_json(path, evaluation_to_json(evaluation))
         return path
 
+    def write_diagnostics(self, diagnostics: Diagnostics, pictures: Sequence[ImageBatch] = ()) -> Path:
+        """Write ``diagnostics/NNNNNN.json``, and the leaves' pictures ``NNNNNN.png`` if there are any.
+
+        Args:
+            diagnostics: its rollout gives the file its number.
+            pictures: for every prompt the pictures of its leaves, [L, C, H, W] in [0, 1], all of one size; L = 0 where
+                samples are no pictures.
+        """
+        path = self.folder / DIAGNOSTICS_FOLDER / f"{diagnostics.rollout:06d}.json"
+        if any(len(batch) for batch in pictures):
+            from difalign.report.images import leaf_grid, save_grid
+
+            save_grid(leaf_grid(diagnostics.prompts, pictures), path.with_suffix(".png"))
+        text = json.dumps(plain(diagnostics_to_json(diagnostics)), separators=(",", ":"), allow_nan=False)
+        write_text_atomically(path, text + "\n")
+        return path
+
     def write_summary(self, summary: Mapping[str, object]) -> Path:
         """Write ``summary.json``; its presence says that the run came to its end."""
         return self._write_json(self.folder / SUMMARY_FILE, summary)
@@ -222,9 +247,9 @@ class RunLog:
                 os.fsync(file.fileno())
         return FileMark(len(content), _sha256(content))
 
-    def _evaluations(self, *suffixes: str) -> list[Path]:
-        """The files that evaluations have left, and nothing that a user put beside them."""
-        found = (self.folder / EVALUATIONS_FOLDER).glob("[0-9]" * 6 + "*")
+    def _numbered(self, folder: str, *suffixes: str) -> list[Path]:
+        """The files that the run has left in a folder, and nothing that a user put beside them."""
+        found = (self.folder / folder).glob("[0-9]" * 6 + "*")
         return [path for path in found if path.suffix in suffixes]
 
     def _write_json(self, path: Path, value: Mapping[str, object]) -> Path:

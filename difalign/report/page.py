@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,8 @@ from difalign.report import words
 from difalign.report.alarms import count_alarms
 from difalign.report.chart import Chart, IntervalMark, interval_axis, interval_mark, line_chart
 from difalign.report.comparison import sample_pairs
-from difalign.report.images import TILE_EDGE, Pair, fit_tile
+from difalign.report.embedding import data_uri, embed
+from difalign.report.images import Pair
 from difalign.report.log import REPORT_FILE, write_text_atomically
 from difalign.report.records import SampleRecord, spread_over_kinds
 from difalign.report.run_folder import Run, read_run
@@ -28,6 +27,8 @@ from difalign.report.series import (
     readable,
 )
 from difalign.report.statistics import summarise_gain
+from difalign.report.steps import signal_sentence, step_charts
+from difalign.report.trees import Forest, draw_forests
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -122,6 +123,7 @@ def _content(run: Run) -> dict[str, Any]:
     series = collect_series(run.metrics)
     charts = [line_chart(panel, items) for panel, items in assign_panels(series)]
     evaluations = evaluation_series(run.evaluations)
+    seen = [stored.diagnostics for stored in run.diagnostics]
     if evaluations:
         charts.insert(0, line_chart(_EVALUATION_PANEL, evaluations, marks=True))
     return {
@@ -140,6 +142,9 @@ def _content(run: Run) -> dict[str, Any]:
         "more_pairs": [pair for pair in pairs if pair not in front],
         "grids": [] if pairs else _whole_grids(run),
         "charts": charts,
+        "signal": signal_sentence(seen[-1]) if seen else "",
+        "step_charts": step_charts(seen),
+        "forests": _forests(run, problems),
         "smoothed": any(curve.mean_path for chart in charts for curve in chart.curves),
         "not_finite": [chart.title for chart in charts if chart.not_finite],
         "extra": _extra(run.summary or {}, constant_values(series)),
@@ -245,18 +250,12 @@ def _sample_pair(pair: Pair) -> SamplePair:
 
 
 def _sample(image: Image, record: SampleRecord) -> Sample:
-    small = max(image.size) <= TILE_EDGE // 2
-    buffer = io.BytesIO()
-    if small:  # a few pixels: lossless, and enlarged by the browser
-        image.save(buffer, format="PNG", optimize=True)
-    else:
-        fit_tile(image)[0].save(buffer, format="JPEG", quality=90)
-    kind = "png" if small else "jpeg"
+    embedded = embed(image)
     return Sample(
-        source=data_uri(buffer.getvalue(), f"image/{kind}"),
+        source=embedded.source,
         score=words.score(record.scores.get("total"), digits=2),
         details=", ".join(f"{name} {words.score(value, digits=2)}" for name, value in record.scores.items()),
-        crisp=small,
+        crisp=embedded.crisp,
     )
 
 
@@ -264,6 +263,18 @@ def _front(pairs: Sequence[SamplePair]) -> list[SamplePair]:
     """The pairs shown first: evenly over the kinds, whatever they scored."""
     records = [SampleRecord(pair.prompt, pair.kind, 0, {}, index) for index, pair in enumerate(pairs)]
     return [pairs[index] for index in spread_over_kinds(records, limit=_PAIRS_IN_FRONT)] if pairs else []
+
+
+def _forests(run: Run, problems: list[str]) -> list[Forest]:
+    """The trees of the last rollout that was looked at, then those of the first."""
+    ends = [run.diagnostics[-1], run.diagnostics[0]] if len(run.diagnostics) > 1 else run.diagnostics
+    forests = []
+    for stored in ends:
+        try:
+            forests.append(draw_forests(stored))
+        except ValueError as error:
+            problems.append(f"The trees of rollout {stored.diagnostics.rollout} cannot be shown: {error}.")
+    return [forest for forest in forests if forest.prompts]
 
 
 def _whole_grids(run: Run) -> list[tuple[str, str]]:
@@ -276,11 +287,6 @@ def _whole_grids(run: Run) -> list[tuple[str, str]]:
         for stored in run.evaluations[:1] + run.evaluations[1:][-1:]
         if stored.grid is not None
     ]
-
-
-def data_uri(content: bytes, media_type: str) -> str:
-    """Bytes as an address that holds them."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _extra(summary: Mapping[str, Any], constants: Mapping[str, float]) -> list[tuple[str, str]]:

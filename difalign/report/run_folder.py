@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from difalign.report.alarms import Alarm, alarm_from_json
+from difalign.report.diagnostics import Diagnostics, diagnostics_from_json
 from difalign.report.log import (
     ALARMS_FILE,
     CONFIG_FILE,
+    DIAGNOSTICS_FOLDER,
     ENVIRONMENT_FILE,
     EVALUATIONS_FOLDER,
     METRICS_FILE,
@@ -32,6 +34,14 @@ class StoredEvaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredDiagnostics:
+    """The diagnostics of one rollout and the pictures beside them, if there are any."""
+
+    diagnostics: Diagnostics
+    pictures: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A run folder in memory. Anything may be missing: a run may be going on, or have crashed."""
 
@@ -43,6 +53,7 @@ class Run:
     environment: Mapping[str, Any]
     problems: tuple[str, ...]  # what could not be read, one sentence each
     alarms: tuple[Alarm, ...] = ()  # in order of appearance
+    diagnostics: tuple[StoredDiagnostics, ...] = ()  # in order of rollout
 
     @property
     def base(self) -> StoredEvaluation | None:
@@ -72,21 +83,29 @@ def read_run(folder: Path) -> Run:
     problems: list[str] = []
     metrics = merge_rows(_read_lines(folder / METRICS_FILE, _row, problems))
     alarms = _read_lines(folder / ALARMS_FILE, _alarm, problems)
-    evaluations = _read_evaluations(folder / EVALUATIONS_FOLDER, problems)
+    evaluations = [
+        StoredEvaluation(evaluation, picture)
+        for evaluation, picture in _read_numbered(folder / EVALUATIONS_FOLDER, evaluation_from_json, problems)
+    ]
+    diagnostics = [
+        StoredDiagnostics(seen, picture)
+        for seen, picture in _read_numbered(folder / DIAGNOSTICS_FOLDER, diagnostics_from_json, problems)
+    ]
     summary = _read_mapping(folder / SUMMARY_FILE, problems)
     environment = _read_mapping(folder / ENVIRONMENT_FILE, problems)
     config = folder / CONFIG_FILE
     run = Run(
         folder=folder,
         metrics=metrics,
-        evaluations=evaluations,
+        evaluations=tuple(sorted(evaluations, key=lambda item: item.evaluation.rollout)),
         summary=summary,
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
         environment=environment or {},
         problems=tuple(problems),
         alarms=tuple(alarms),
+        diagnostics=tuple(sorted(diagnostics, key=lambda item: item.diagnostics.rollout)),
     )
-    if not (metrics or evaluations or summary or run.config or environment or problems):
+    if not (metrics or evaluations or diagnostics or summary or run.config or environment or problems):
         raise ValueError(f"{folder} holds nothing that a run writes, such as {METRICS_FILE}; give the folder of a run")
     return run
 
@@ -139,18 +158,21 @@ def _read_lines(path: Path, read: Callable[[object], T | None], problems: list[s
     return rows
 
 
-def _read_evaluations(folder: Path, problems: list[str]) -> tuple[StoredEvaluation, ...]:
-    stored: list[StoredEvaluation] = []
+def _read_numbered(
+    folder: Path, read: Callable[[Mapping[str, Any]], T], problems: list[str]
+) -> list[tuple[T, Path | None]]:
+    """What ``read`` makes of each JSON file of a folder, and the picture beside it; files of no use are named."""
+    found: list[tuple[T, Path | None]] = []
     for path in sorted(folder.glob("*.json")):
         data = _parse(path.read_text(encoding="utf-8", errors="replace"))
         try:
-            evaluation = evaluation_from_json(data if isinstance(data, Mapping) else {})
+            content = read(data if isinstance(data, Mapping) else {})
         except ValueError as error:
             problems.append(f"{folder.name}/{path.name} could not be read: {error}.")
             continue
-        grid = path.with_suffix(".png")
-        stored.append(StoredEvaluation(evaluation, grid if grid.is_file() else None))
-    return tuple(sorted(stored, key=lambda item: item.evaluation.rollout))
+        picture = path.with_suffix(".png")
+        found.append((content, picture if picture.is_file() else None))
+    return found
 
 
 def _read_mapping(path: Path, problems: list[str]) -> Mapping[str, Any] | None:

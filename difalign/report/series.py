@@ -54,6 +54,8 @@ PANELS = (
     Panel("Clip fraction", ("clip_fraction",), "Share of steps whose ratio left the clip range."),
     Panel("Gradient norm", ("grad_norm",), "Before clipping."),
     Panel("Groups without variance", ("zero_variance_groups",), "All samples scored alike: nothing to learn from."),
+    Panel("Trained interval", ("interval_start",), "First step of the chain that is trained; 0 is the noisiest."),
+    Panel("Kept samples", ("kept", "kept_positive", "kept_negative"), "Samples of an update that are learnt from."),
     Panel("Spread of the reward", ("reward_std",), "Standard deviation over samples.", core=False),
     Panel("Loss", ("loss", "policy_loss"), "Follows the advantages; not a measure of progress.", core=False),
     Panel("Learning rate", ("learning_rate",), "Of the optimiser.", core=False),

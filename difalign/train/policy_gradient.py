@@ -27,6 +27,7 @@ from difalign.report.alarms import Alarm
 from difalign.train.alarms import Alarms
 from difalign.train.collector import Batch, Collector, PlanSchedule, Report
 from difalign.train.comparison import Comparison
+from difalign.train.diagnostics import StepWatch, WriteDiagnostics
 from difalign.train.edge_loss import EdgeLoss
 from difalign.train.ema import MovingAverage
 from difalign.train.faults import Fault, has_finite_gradients, locate_fault, skip_alarm, spoil_gradients
@@ -55,6 +56,7 @@ class PolicyGradient:
         config: RunConfig,
         runtime: Runtime,
         alarms: Alarms | None = None,
+        diagnostics: WriteDiagnostics | None = None,
     ) -> None:
         self.alarms = Alarms() if alarms is None else alarms
         self._config = config
@@ -67,6 +69,18 @@ class PolicyGradient:
         self._comparison = Comparison(config.objective, runtime)
         self._loss = EdgeLoss(pipeline, config=config, runtime=runtime, grid=self._grid)
         self._optimisation = Optimisation(pipeline, config=config.training, runtime=runtime)
+        self._watch = StepWatch(
+            pipeline,
+            self._loss,
+            self._optimisation.parameters,
+            chunks=self._chunks,
+            accompany=self._accompany,
+            plans=plans,
+            config=config,
+            runtime=runtime,
+            grid=self._grid,
+            write=diagnostics,
+        )
         self._seal = WeightSeal(self._optimisation.parameters)
         self._seal.close()
         self._skipped = 0  # updates in a row that gave no finite number
@@ -105,9 +119,13 @@ class PolicyGradient:
         advantages = self._comparison.advantages(batches)
         self.check_weights(self._pipeline, before="the updates")
         figures = self._figures(index, batches, advantages)
+        parts = partition(batches, advantages, self._config, self._runtime, update=self.updates)
+        if self._watch.is_due(index):
+            self._watch.begin(index, batches, parts[0], update=self.updates, report=report)
         rows: list[dict[str, float]] = []
-        for part in partition(batches, advantages, self._config, self._runtime, update=self.updates):
+        for part in parts:
             rows.append(self._update(index, part, on_policy=not rows, report=report) | figures)
+        self._watch.end(index, batches)
         self._seal_weights(index, rows)
         return rows
 
@@ -208,6 +226,7 @@ class PolicyGradient:
                 faults.append(self._fault("gradient", batch, rows))
             if finite:
                 meter.chunk(loss.surrogate, loss.divergence, loss.loss)
+                self._watch.chunk(self.updates, batch, rows, loss.surrogate)
             report("training", done + 1, len(chunks))
         if any(fault.what == "loss" for fault in faults):
             spoil_gradients(self._optimisation.parameters)

@@ -47,6 +47,8 @@ FREE_KEYS = frozenset(
         "tracking.online",
         "processes.silence_seconds",
         "processes.wait_seconds",
+        "diagnostics.every",
+        "diagnostics.prompts",
     }
 )
 # What the scores before training depend on: if one of these changes, they are measured anew.
@@ -82,6 +84,7 @@ class RunState:
             "metrics": asdict(self.mark.metrics),
             "alarms": asdict(self.mark.alarms),
             "evaluations": list(self.mark.evaluations),
+            "diagnostics": list(self.mark.diagnostics),
             "guards": dict(self.guards),
             "fingerprints": dict(self.fingerprints),
             "config": dict(self.config),
@@ -106,7 +109,12 @@ def read_run_state(folder: Path) -> RunState:
         training_seconds=data["training_seconds"],
         evaluation_forwards=data["evaluation_forwards"],
         base=evaluation_from_json(data["base"]),
-        mark=LogMark(FileMark(**data["metrics"]), FileMark(**data["alarms"]), tuple(data["evaluations"])),
+        mark=LogMark(
+            FileMark(**data["metrics"]),
+            FileMark(**data["alarms"]),
+            tuple(data["evaluations"]),
+            tuple(data.get("diagnostics", ())),  # a checkpoint made before there were any
+        ),
         resumed_at=tuple(data["resumed_at"]),
         best=None if data["best"] is None else evaluation_from_json(data["best"]),
         guards=data["guards"],

@@ -138,7 +138,9 @@ def written_bytes(config: RunConfig, *, weights: int, heldout: int) -> int:
         heldout: held-out prompts of one evaluation.
     """
     scored = config.evaluations * heldout * config.evaluation.seeds_per_prompt
+    looks = -(-config.training.rollouts // config.diagnostics.every) if config.diagnostics.every else 0
     pages = config.evaluations + 3  # before and after, and again in the report
+    pages += looks + min(looks, 2)  # the leaves of trees, those of two rollouts in the report too
     return round(_SPARE * (weights + pages * _GRID_BYTES + scored * _RECORD_BYTES + config.updates * _ROW_BYTES))
 
 

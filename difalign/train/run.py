@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from difalign.core.config import RunConfig
+from difalign.report.diagnostics import Diagnostics
 from difalign.report.log import RunLog
 from difalign.report.records import Evaluation
 from difalign.report.run_folder import read_run
@@ -17,6 +18,7 @@ from difalign.report.table import summary_table
 from difalign.train.alarms import Alarms
 from difalign.train.best import best_files, return_best
 from difalign.train.checkpoint import save_checkpoint
+from difalign.train.diagnostics import Pictures
 from difalign.train.disk import disk_failure, refused_by_disk
 from difalign.train.dry_run import fit_micro_batches
 from difalign.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
@@ -164,6 +166,7 @@ class _Run:
             config=self.fitting,
             runtime=self.runtime,
             alarms=self.alarms,
+            diagnostics=self._keep_diagnostics,
         )
         base = self._go_on(trainer, self.point) if self.point is not None else self._evaluate(trainer, 0, "base")
         rollouts = self._train(trainer, base)
@@ -268,6 +271,10 @@ class _Run:
     def _phase(self, name: str, done: int, total: int) -> None:
         self.signs.stage(name)
         self.view.phase(name, done, total)
+
+    def _keep_diagnostics(self, diagnostics: Diagnostics, pictures: Sequence[Pictures]) -> None:
+        if self.log is not None:
+            self.log.write_diagnostics(diagnostics, pictures)
 
     def _signal(self) -> int:
         """The number of a signal that any process has received, the same on all; 0 if none has."""

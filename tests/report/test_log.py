@@ -14,6 +14,7 @@ from difalign.report.page import write_report
 from difalign.report.records import Evaluation, SampleRecord
 from difalign.report.run_folder import read_run
 from tests.folders import file_contents
+from tests.report.fake_diagnostics import leaf_pictures, seen_at
 from tests.report.fake_run import FakeRun
 
 ALARM = Alarm("kl_drift", 1, 2, seen="KL é 0.2", remedy="less of it", value=0.2, limit=0.1)
@@ -101,7 +102,8 @@ def test_clearing_removes_what_a_run_wrote_and_nothing_else(fake_run: FakeRun) -
     folder = fake_run(rollouts=1)
     write_report(folder)
     write_before_after(folder)
-    mine = [folder / "notes.txt", folder / "evaluations" / "mine.png"]
+    RunLog(folder).write_diagnostics(seen_at(0), leaf_pictures(seen_at(0)))
+    mine = [folder / "notes.txt", folder / "evaluations" / "mine.png", folder / "diagnostics" / "mine.json"]
     for path in mine:
         path.write_text("keep")
     RunLog(folder).clear()
@@ -118,9 +120,11 @@ def test_log_returns_to_a_mark(tmp_path: Path) -> None:
     rows(log, 0, 1)
     log.append_alarm(ALARM)
     log.write_evaluation(Evaluation(0, "base", (RECORD,)), images=np.zeros((1, 3, 8, 8)))
+    log.write_diagnostics(seen_at(1), leaf_pictures(seen_at(1)))
     mark = log.mark()
     files = file_contents(tmp_path)
     rows(log, 2, 3)
+    log.write_diagnostics(seen_at(2), leaf_pictures(seen_at(2)))
     log.append_alarm(ALARM)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"rollout"')  # a crash

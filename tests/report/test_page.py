@@ -12,6 +12,7 @@ from difalign.report.alarms import Alarm
 from difalign.report.log import RunLog
 from difalign.report.page import data_uri, write_report
 from difalign.report.records import Evaluation, SampleRecord
+from tests.report.fake_diagnostics import leaf_pictures, seen_at
 from tests.report.fake_run import FakeRun
 
 # Nothing a page may load with: data addresses only, and no element that fetches by itself.
@@ -169,7 +170,7 @@ def test_templates_lie_in_the_package_and_are_plain_files() -> None:
     from importlib.resources import files
 
     templates = files("difalign.report") / "templates"
-    for name in ("report.html.j2", "style.css", "tooltip.js"):
+    for name in ("report.html.j2", "trees.html.j2", "style.css", "tooltip.js"):
         assert templates.joinpath(name).is_file()
 
 
@@ -194,8 +195,57 @@ def browse(chromium: str, folder: Path, *options: str) -> subprocess.CompletedPr
     )
 
 
+def with_diagnostics(folder: Path) -> Path:
+    """The run, which was looked at twice."""
+    for rollout in (0, 50):
+        RunLog(folder).write_diagnostics(seen_at(rollout), leaf_pictures(seen_at(rollout)))
+    return folder
+
+
+def test_the_page_shows_single_steps_and_trees(fake_run: FakeRun) -> None:
+    page = write_report(with_diagnostics(fake_run(rollouts=2))).read_text(encoding="utf-8")
+    text = visible(page)
+    for words in (
+        "Where the signal is",
+        "The gradient of the last is 4 times that of the first, 2 times with the step weights.",
+        "Spread of the ratio",
+        "What grew in rollout 50",
+        "a red <circle>",
+        "1 of 4 start noises, 9 samples",
+        "trained, better than its group",
+    ):
+        assert words in text
+    assert page.count('role="img" aria-label="sample, total ') == 2 * (9 + 8)
+    assert page.count("<image href=") == 2 * (9 + 8)
+    assert "<circle>" not in page
+    assert all(address.startswith("data:") for address in _ADDRESS.findall(page))
+    without = write_report(fake_run("other", rollouts=2)).read_text(encoding="utf-8")
+    assert 'id="signal"' not in without
+    assert 'id="trees"' not in without
+
+
+def test_trees_without_readable_pictures_are_a_problem_not_a_crash(fake_run: FakeRun) -> None:
+    folder = with_diagnostics(fake_run(rollouts=2))
+    (folder / "diagnostics" / "000050.png").write_bytes(b"cut off")
+    text = visible(write_report(folder).read_text(encoding="utf-8"))
+    assert "The trees of rollout 50 cannot be shown: 000050.png is not a readable grid" in text
+    assert "What grew in rollout 0," in text
+
+
+def test_interval_and_kept_samples_have_panels(fake_run: FakeRun) -> None:
+    folder = fake_run(rollouts=2)
+    assert "Trained interval" not in visible(write_report(folder).read_text(encoding="utf-8"))
+    for rollout in range(2, 5):
+        figures = {"interval_start": 12 - rollout, "kept": 7, "kept_positive": 4, "kept_negative": 3}
+        RunLog(folder).append_metrics({"rollout": rollout, "update": 2 * rollout, **figures})
+    text = visible(write_report(folder).read_text(encoding="utf-8"))
+    assert "Trained interval" in text
+    assert "Kept samples" in text
+    assert "Kept positive 4" in text
+
+
 def test_a_browser_shows_it_without_an_error(chromium: str, fake_run: FakeRun) -> None:
-    folder = fake_run()
+    folder = with_diagnostics(fake_run())
     page = write_report(folder)
     tuned = json.loads((folder / "summary.json").read_text())["tuned"]
     # The page reports on itself: how charts respond to the pointer and how wide it lays out on a phone.
@@ -209,6 +259,11 @@ def test_a_browser_shows_it_without_an_error(chromium: str, fake_run: FakeRun) -
       broken: images.filter(image => !image.complete || !image.naturalWidth).length, images: images.length,
       overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
       requests: performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length,
+      trees: [...document.querySelectorAll('#trees > .trees .tree svg')].map(tree => {
+        const frame = tree.getBoundingClientRect(), inside = [...tree.querySelectorAll('.leaf, .move, text')];
+        return inside.every(part => { const b = part.getBoundingClientRect();
+          return b.left >= frame.left - 1 && b.right <= frame.right + 1 && b.bottom <= frame.bottom + 1; });
+      }),
       charts: [...document.querySelectorAll('.curve')].filter(c => c.getBoundingClientRect().width > 50).length,
     });
     </script>"""
@@ -223,7 +278,8 @@ def test_a_browser_shows_it_without_an_error(chromium: str, fake_run: FakeRun) -
         assert found["overflow"] <= 0
         assert found["requests"] == 0
         assert found["charts"] >= 12
-        for section in ("result", "samples", "kinds", "curves", "configuration", "environment"):
+        assert found["trees"] == [True, True]
+        for section in ("result", "samples", "kinds", "curves", "signal", "trees", "configuration", "environment"):
             assert f'id="{section}"' in done.stdout
 
 

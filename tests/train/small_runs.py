@@ -86,6 +86,7 @@ def toy_run_config(folder: Path, **sections: Any) -> RunConfig:
             "ema": {"enabled": False},
         },
         "evaluation": {"steps": 4, "seeds_per_prompt": 2, "micro_batch": 8, "bootstrap_samples": 200},
+        "diagnostics": {"every": 0},
     }
     return RunConfig.model_validate(lay_over(base, sections))
 

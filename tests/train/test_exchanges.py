@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from difalign.report.diagnostics import diagnostics_from_json
 from tests.train.gloo_worker import EXCHANGES, Patchy, job
 from tests.train.launched import run, said
 from tests.train.small_runs import rows_of, run_toy, toy_run_config, weights_of
@@ -28,6 +30,7 @@ SECTIONS: dict[str, Any] = {
         "checkpoint": {"every": 2},
     },
     "evaluation": {"every": 2},
+    "diagnostics": {"every": 3},
 }
 
 
@@ -67,3 +70,13 @@ def test_the_run_is_that_of_one_process(together: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(weights_of(together)[name], value, rtol=1e-5, atol=1e-6)
     rows = [row["rows"] for row in rows_of(tmp_path / "run")]
     assert [row["rows"] for row in rows_of(together)] == rows
+    for name in ("000000.json", "000003.json"):
+        one, two = (
+            diagnostics_from_json(json.loads((folder / "diagnostics" / name).read_text()))
+            for folder in (tmp_path / "run", together)
+        )
+        assert two.prompts == one.prompts
+        for mine, other in zip(one.steps, two.steps, strict=True):
+            told = {name: value for name, value in asdict(mine).items() if value is not None}
+            assert {name: value for name, value in asdict(other).items() if value is not None}.keys() == told.keys()
+            assert {name: getattr(other, name) for name in told} == pytest.approx(told, rel=1e-4, abs=1e-7)

@@ -17,6 +17,7 @@ from difalign.core.types import RewardOutput
 from difalign.report.run_folder import read_run
 from difalign.train.checkpoint import list_checkpoints
 from difalign.train.interrupt import Interrupted
+from tests.folders import file_contents
 from tests.train.cut_short import assert_same_end, config_of, run_until
 from tests.train.small_runs import (
     Brightness,
@@ -34,6 +35,23 @@ def test_resumed_run_ends_as_the_undisturbed_one(tmp_path: Path, undisturbed: Pa
     assert_same_end(tmp_path, undisturbed)
     expected = json.loads((undisturbed / "summary.json").read_text())
     assert without_clocks(summary) == {**without_clocks(expected), "resumed_at": [rollouts]}
+
+
+def test_diagnostics_are_those_of_the_undisturbed_run(tmp_path: Path) -> None:
+    """What was seen after the checkpoint is seen again; how often a run looks is free to change."""
+    run_toy(config_of(tmp_path / "a", diagnostics={"every": 2}))
+    run_until(tmp_path / "b", 5, diagnostics={"every": 2})
+    later = list_checkpoints(tmp_path / "b")[-1].folder
+    shutil.rmtree(later)  # the newest is of four rollouts now, and the fifth was looked at
+    seen, again = (tmp_path / name / "diagnostics" for name in "ab")
+    (again / "000004.json").write_text("of a rollout that is repeated")
+    run_toy(config_of(tmp_path / "b", diagnostics={"every": 2}, resume="latest"))
+    assert file_contents(again) == file_contents(seen)
+    assert len(file_contents(seen)) == 6
+    run_until(tmp_path / "c", 5, diagnostics={"every": 1})
+    run_toy(config_of(tmp_path / "c", diagnostics={"every": 0}, resume="latest"))
+    assert_same_end(tmp_path / "c", tmp_path / "a")
+    assert sorted(path.stem for path in (tmp_path / "c" / "diagnostics").glob("*.json"))[-1] == "000004"
 
 
 def test_full_training_is_resumed_too(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Two rollouts of two updates in two epochs, from seed 5."""
     folder = tmp_path_factory.mktemp("run")
     training = {"rollouts": 2, "updates_per_rollout": 2, "inner_epochs": 2}
-    return Finished(folder, run_toy(toy_run_config(folder, seed=5, training=training)))
+    return Finished(folder, run_toy(toy_run_config(folder, seed=5, training=training, diagnostics={"every": 2})))
 
 
 def stored_scores(folder: Path, number: int) -> list[dict[str, Any]]:
@@ -80,6 +80,8 @@ def test_folder_holds_everything_and_nothing_else(finished: Finished) -> None:
         *(f"checkpoints/{n}/{name}" for n in ("000000", "000002") for name in ("manifest.json", "run.json", *state)),
         "best/" + WEIGHTS,
         "config.yaml",
+        "diagnostics/000000.json",
+        "diagnostics/000000.png",
         "environment.json",
         "evaluations/000000.json",
         "evaluations/000000.png",
