@@ -48,6 +48,21 @@ def test_links_lead_somewhere(page: Path):
     assert not missing, f"{page.name} links to files that do not exist: {missing}"
 
 
+def test_rows_of_fidelity_are_numbered_and_whole():
+    """A letter a section, 1, 2, 3 and so on; a test in the last column, or the file that does without."""
+    sections = re.split(r"^## ", (ROOT / "docs" / "fidelity.md").read_text(), flags=re.MULTILINE)[1:]
+    letters = []
+    for section in sections:
+        rows = [re.split(r" \| ", line[2:-2]) for line in section.splitlines() if re.match(r"\| [A-Z]\d", line)]
+        if not rows:
+            continue
+        letters.append(rows[0][0][0])
+        assert [row[0] for row in rows] == [f"{letters[-1]}{number}" for number in range(1, len(rows) + 1)]
+        assert {len(row) for row in rows} == {6}
+        assert all(re.search(r"`[\w/]+\.py`", row[-1]) for row in rows)
+    assert len(set(letters)) == len(letters) >= 6
+
+
 def test_fidelity_names_tests_that_exist():
     named = set(re.findall(r"`(tests/[\w/]+\.py)`", (ROOT / "docs" / "fidelity.md").read_text()))
     assert named
