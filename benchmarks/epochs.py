@@ -27,6 +27,7 @@ from difalign.core.protocols import RewardModel
 from difalign.core.rng import generator, row_seed
 from difalign.core.types import RewardOutput
 from difalign.pipelines.sd3 import SD3Pipeline
+from difalign.pipelines.unet import UNetPipeline
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.run import Task
 from difalign.train.runtime import Runtime
@@ -57,8 +58,8 @@ class Outcome:
     """What one epoch made."""
 
     images: Tensor  # [N, 3, H, W]
-    gradient: Tensor  # all adapters as one vector, after clipping
-    weights: Tensor  # likewise, after the update
+    gradient: Tensor  # of the first update: all adapters as one vector, after clipping
+    weights: Tensor  # likewise, after the last update
 
 
 @dataclass
@@ -86,15 +87,15 @@ class Epoch:
         for parameter, value in zip(self.parameters, self.initial, strict=True):
             parameter.copy_(value)
             parameter.grad = None
-        self.sd3.clear_prompt_cache()
-
-    # --- what a loop over diffusers' modules takes ----------------------------------------------------------------
+        self.adapter.clear_prompt_cache()
 
     @property
-    def sd3(self) -> SD3Pipeline:
-        """The adapter whose modules all sides use."""
-        assert isinstance(self.task.pipeline, SD3Pipeline)
+    def adapter(self) -> SD3Pipeline | UNetPipeline:
+        """The adapter whose modules, or whose weights, all sides use."""
+        assert isinstance(self.task.pipeline, SD3Pipeline | UNetPipeline)
         return self.task.pipeline
+
+    # --- what another side takes ----------------------------------------------------------------------------------
 
     def parts(self, batch: int, *, noise_aware: bool = False) -> Parts:
         """The run's configuration and modules as a loop takes them, with ``batch`` rows a forward."""
@@ -115,7 +116,7 @@ class Epoch:
             noise_aware=noise_aware,
             beta=objective.kl.beta,
         )
-        return Parts(self.sd3.diffusers_pipeline, self.reward, self.sd3.grid(sampling.steps), settings)
+        return Parts(self.adapter.diffusers_pipeline, self.reward, self.adapter.grid(sampling.steps), settings)
 
     def optimizer(self) -> torch.optim.AdamW:
         """A fresh one, as the run's configuration says."""
@@ -139,11 +140,11 @@ class Epoch:
 
     def start(self, seeds: Sequence[int]) -> Tensor:
         """The start noise that the rollout engine draws from these seeds, [R, *latent]."""
-        return self.sd3.initial_latents([torch.Generator().manual_seed(seed) for seed in seeds])
+        return self.adapter.initial_latents([torch.Generator().manual_seed(seed) for seed in seeds])
 
     def noise(self, seeds: Sequence[int], steps: Sequence[int], *, children: int) -> Tensor:
         """Its noise at ``steps``, [R, S, K, *latent]."""
-        latent = tuple(self.sd3.latent_shape)
+        latent = tuple(self.adapter.latent_shape)
         noise = torch.empty(len(seeds), len(steps), children, *latent)
         for r, seed in enumerate(seeds):
             for s, step in enumerate(steps):
@@ -162,8 +163,7 @@ class Epoch:
         with gradients() as seen:
             run(PhaseClock())
         images, self.reward.images = arrange(self.reward.images), None
-        (gradient,) = seen
-        return Outcome(images, gradient, torch.cat([parameter.detach().flatten() for parameter in self.parameters]))
+        return Outcome(images, seen[0], torch.cat([parameter.detach().flatten() for parameter in self.parameters]))
 
     def timed(self, make: Callable[[], Run]) -> PhaseClock:
         """One epoch of a side; making the trainer and drawing a loop's noise are not timed."""
@@ -174,11 +174,11 @@ class Epoch:
         return clock
 
 
-def ours(epoch: Epoch) -> Run:
-    """The trainer."""
+def ours(epoch: Epoch, *, reward: RewardModel | None = None) -> Run:
+    """The trainer, scored by ``reward``; by the epoch's own if there is none."""
     trainer = PolicyGradient(
         epoch.task.pipeline,
-        epoch.reward,
+        epoch.reward if reward is None else reward,
         epoch.task.prompts,
         plans=epoch.task.plans,
         config=epoch.config,
@@ -208,8 +208,8 @@ def gradients() -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def prepare_epoch(config: str, overrides: Sequence[str]) -> Epoch:
-    """An epoch with one update of a configuration.
+def prepare_epoch(config: str | None, overrides: Sequence[str]) -> Epoch:
+    """An epoch with one batch of a configuration, by default of the package's defaults.
 
     The adapters are moved off their zero start, so that all of them take gradient; groups without variance are kept
     and no average is taken, as in the loops.
@@ -221,7 +221,7 @@ def prepare_epoch(config: str, overrides: Sequence[str]) -> Epoch:
         "training.ema.enabled=false",
         *overrides,
     ]
-    chosen = load_config(find_definition("configs", config), settings)
+    chosen = load_config(None if config is None else find_definition("configs", config), settings)
     runtime = Runtime(mixed_precision=chosen.training.mixed_precision)
     inputs = prepare(chosen, check_output=False)
     task = build_task(inputs, runtime)
