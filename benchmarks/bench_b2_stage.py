@@ -1,16 +1,16 @@
 """One B2-DiffuRL stage, sampling to update, against three processes that pass files, as the published scripts do.
 
-Both sides work on the shipped tiny-sd15 with LoRA and the verifier as reward: the same weights, prompts, start noises
-and noise of the steps, interval, branches, thresholds, order of trajectories and loss. Ours is the trainer in one
-process; ``published_stage`` describes the other side. Where its files cut pixels to eight bits, so does the reward that
-ours is given.
+Both sides work on the shipped tiny-sd15 with LoRA and on the shipped tiny-clip as reward: the same weights, prompts,
+start noises and noise of the steps, interval, branches, thresholds, order of trajectories and loss. Ours is the trainer
+in one process; ``published_stage`` describes the other side. Where its files cut pixels to eight bits, so does the
+reward that ours is given.
 
 That both do the same is checked first: the rewards, the trajectories that are trained on, the gradient of the first
 update (relative to its largest element) and the weights at the end (in learning rates). ``ratio`` is wall-clock of the
 work alone, ``ratio_cpu`` processor seconds of it; the time in which the three processes start, import and load, once a
 stage, comes on top in ``ratio_with_startup``. The aim is 0.5.
 
-    python -m benchmarks.bench_b2_stage --start-noises 16 --children 5 --loop-batch 8
+    python -m benchmarks.bench_b2_stage --start-noises 8 --children 5 --loop-batch 8
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from benchmarks import epochs, published_stage, recorder
 from benchmarks.epochs import Epoch
 from benchmarks.published_stage import NOISE, Job
 from benchmarks.timing import PhaseClock
+from difalign.build.cards import load_reward_card
+from difalign.build.definitions import find_file
+from difalign.core.prompts import read_prompts
 from difalign.core.protocols import RewardModel
 from difalign.core.rng import row_seed
 from difalign.core.types import RewardOutput
@@ -41,8 +44,10 @@ from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.sampler import number_draws, uniform_prompts
 
 TARGET = 0.5
+PROMPTS = "samples/prompts/tiny_train.jsonl"
 METHOD = (  # arXiv 2503.11240, the released script; fewer trajectories an update and no half precision
     "pipeline=tiny-sd15",
+    "rewards.tiny-clip.weight=1.0",
     "sampling.rule=ddim",
     "sampling.noise_level=1.0",
     "sampling.plan.kind=split",
@@ -95,10 +100,13 @@ class Stage:
     startup: Seconds
 
 
-def overrides(options: argparse.Namespace) -> list[str]:
-    """The stage of a command line as settings."""
+def overrides(options: argparse.Namespace, folder: Path) -> list[str]:
+    """The stage of a command line as settings; a list of prompts is written into ``folder``."""
+    every = read_prompts(find_file(PROMPTS))
+    (folder / "prompts.txt").write_text("\n".join(prompt.text for prompt in every[:: len(every) // options.prompts]))
     return [
         *METHOD,
+        f"prompts.train={folder / 'prompts.txt'}",
         f"sampling.prompts_per_update={options.start_noises}",
         f"sampling.plan.children={options.children}",
         f"training.trajectories_per_update={options.trajectories}",
@@ -138,7 +146,7 @@ def write_stage(epoch: Epoch, folder: Path, *, batch: int) -> Job:
         pipeline=epoch.adapter.diffusers_pipeline.config._name_or_path,
         adapters=str(folder / "before"),
         prompts=tuple(draw.text for draw in chosen),
-        strict_share=0.5,
+        reward=str(load_reward_card("tiny-clip").weights()),
         steps=sampling.steps,
         interval=len(config.interval(0)),
         children=sampling.plan.children,
@@ -239,13 +247,11 @@ def check(epoch: Epoch, folder: Path, job: Job) -> dict[str, object]:
     }
 
 
-def measure(epoch: Epoch, *, loop_batch: int, rounds: int, startup: Seconds) -> dict[str, object]:
+def measure(epoch: Epoch, folder: Path, *, loop_batch: int, rounds: int, startup: Seconds) -> dict[str, object]:
     """How far the sides differ, and the fastest stage of each over alternating rounds."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        job = write_stage(epoch, folder, batch=loop_batch)
-        found = check(epoch, folder, job)
-        pairs = [(run_ours(epoch), run_stage(folder)) for _ in range(rounds)]
+    job = write_stage(epoch, folder, batch=loop_batch)
+    found = check(epoch, folder, job)
+    pairs = [(run_ours(epoch), run_stage(folder)) for _ in range(rounds)]
     best = Seconds(min(ours.wall for ours, _ in pairs), min(ours.cpu for ours, _ in pairs))
     stage = min((stage for _, stage in pairs), key=lambda stage: stage.work.wall)
     whole = stage.work.wall + stage.startup.wall
@@ -273,9 +279,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--interval", type=int, default=14, help="last steps; the released script begins with 14")
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--start-noises", type=int, default=16, help="256 are published")
+    parser.add_argument("--start-noises", type=int, default=8, help="256 are published")
+    parser.add_argument("--prompts", type=int, default=2, help="45 are published, each drawn about six times")
     parser.add_argument("--children", type=int, default=5)
-    parser.add_argument("--trajectories", type=int, default=16, help="an update; 128 are published")
+    parser.add_argument("--trajectories", type=int, default=8, help="an update; 128 are published")
     parser.add_argument("--micro-batch", type=int, default=120, help="rows a forward of ours")
     parser.add_argument("--loop-batch", type=int, default=8, help="start noises a forward of the scripts; 8 published")
     return recorder.parse(parser, arguments)
@@ -284,10 +291,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """Measure and print one JSON line."""
     options = parse(arguments)
-    wall, cpu = time.perf_counter(), time.process_time()
-    epoch = epochs.prepare_epoch(None, overrides(options))
-    startup = Seconds(time.perf_counter() - wall, time.process_time() - cpu)
-    figures = measure(epoch, loop_batch=options.loop_batch, rounds=options.rounds, startup=startup)
+    with tempfile.TemporaryDirectory() as name:
+        wall, cpu = time.perf_counter(), time.process_time()
+        epoch = epochs.prepare_epoch(None, overrides(options, Path(name)))
+        startup = Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+        figures = measure(epoch, Path(name), loop_batch=options.loop_batch, rounds=options.rounds, startup=startup)
     recorder.record("b2_stage", arguments, options=options, results=figures)
     epoch.runtime.close()
 

@@ -47,7 +47,7 @@ class Job:
     pipeline: str  # a diffusers folder
     adapters: str  # a folder with LoRA weights
     prompts: tuple[str, ...]  # one a start noise
-    strict_share: float  # of the verifier
+    reward: str  # a folder with a CLIP model
     steps: int
     interval: int  # the last steps that branches go apart in and that are trained on
     children: int
@@ -217,9 +217,9 @@ def _write_pictures(images: Tensor, folder: Path, first: int, child: int) -> Non
 
 def select(folder: Path, job: Job) -> Callable[[], None]:
     """Rewards of the PNGs, and the kept trajectories, cut to the interval."""
-    from difalign.reward_models.verifier import VerifierReward
+    from difalign.reward_models.clip import ClipReward
 
-    reward = VerifierReward(strict_share=job.strict_share)
+    reward = ClipReward.from_pretrained(job.reward)
 
     def work() -> None:
         with (folder / _SAMPLES).open("rb") as stream:
