@@ -85,7 +85,7 @@ class Model:
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         pipe = StableDiffusionPipeline.from_pretrained(
-            job.pipeline, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+            job.pipeline, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
         )
         pipe.scheduler = scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
         assert isinstance(scheduler, DDIMScheduler)
