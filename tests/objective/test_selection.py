@@ -133,3 +133,17 @@ def test_a_restored_history_goes_on_alike() -> None:
         each.add({"p": [9.0]})
     assert again.rewards == history.rewards
     assert again.measure("p") == history.measure("p")
+
+
+def test_scale_and_offset_of_the_reward_do_not_matter() -> None:
+    """Neither against the newest stage alone nor against those before it, and so the same rows are kept."""
+    plain, moved = StageHistory(), StageHistory()
+    for stage in (FIRST, SECOND):
+        other = [4 * reward + 2 for reward in stage]
+        plain.add({"p": stage})
+        moved.add({"p": other})
+        expected, found = z_scores(plain, stage), z_scores(moved, other)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)  # rewards are float32
+        group = torch.zeros(len(stage), dtype=torch.int64)
+        kept = [extremes(z, group, positive=0.5, negative=-0.5).rows.tolist() for z in (expected, found)]
+        assert kept[0] == kept[1]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.runtime import Runtime
 from tests.sections import lay_over
 from tests.toys import PerceptronPolicy
+from tests.train.launched import launch
 from tests.train.toy_run import (
     B2_SECTIONS,
     DIMENSIONS,
@@ -182,15 +180,18 @@ def test_guard_reward_that_is_no_number() -> None:
 
 WORKER = """
 import json, sys, torch
+from difalign.train.runtime import Runtime
 from tests.train.toy_run import quiet, toy_config, toy_trainer, weights
 torch.set_num_threads(1)
-config = toy_config(**json.loads(sys.argv[2]))
-trainer, pipeline = toy_trainer(config)
-rows = [row for index in range(3) for row in trainer.run(index, quiet)]
-if trainer._runtime.is_main:
-    ended = {"weights": weights(pipeline), "reward": rows[-1]["reward"], "kept": rows[-1]["rows"]}
-    torch.save({**ended, "updates": trainer.updates, "history": list(trainer.state().prompt_rewards)}, sys.argv[1])
-trainer._runtime.close()
+runtime, ended = Runtime(), {}
+for name, sections in json.loads(sys.argv[2]).items():
+    trainer, pipeline = toy_trainer(toy_config(**sections), runtime=runtime)
+    rows = [row for index in range(3) for row in trainer.run(index, quiet)]
+    ended[name] = {"weights": weights(pipeline), "reward": rows[-1]["reward"], "kept": rows[-1]["rows"]}
+    ended[name] |= {"updates": trainer.updates, "history": list(trainer.state().prompt_rewards)}
+if runtime.is_main:
+    torch.save(ended, sys.argv[1])
+runtime.close()
 """
 
 
@@ -198,54 +199,47 @@ def _advantage(**options: object) -> dict[str, object]:
     return {"sampling": {"prompts_per_update": 5}, "objective": {"advantage": options}}
 
 
-B2 = ("B2-DiffuRL", "B2-DiffuRL with pairs")
+BRANCHES = {"kind": "branch", "mode": "sampled_k", "k": 2}
 COMPARED = {
     "group": _advantage(std="group"),
     "global std": _advantage(std="global"),
     "prompt history": _advantage(statistics="prompt_history", history={"buffer_size": 15, "min_count": 13}),
+    "TempFlow-GRPO": {
+        "sampling": {"prompts_per_update": 5, "samples_per_prompt": 3, "plan": BRANCHES},
+        "objective": {
+            "advantage": {"group_by": "seed"},
+            "weight": "noise_aware",
+            "kl": {"kind": "gaussian", "beta": 0.5},
+        },
+    },
     "B2-DiffuRL": B2_SECTIONS,
     "B2-DiffuRL with pairs": lay_over(B2_SECTIONS, {"objective": {"surrogate": "pair"}}),
 }
 
 
 @pytest.mark.multiproc
-@pytest.mark.parametrize("name", COMPARED)
-def test_two_and_three_processes_equal_one(tmp_path, name) -> None:
+def test_two_and_three_processes_equal_one(tmp_path: Path) -> None:
     """Five prompts do not divide by two or three; every group stays whole and weighs the same."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     results = []
-    for world in (1, 2, 3) if name == "group" else (1, 2):
+    for world in (1, 2, 3):
         file = tmp_path / f"{world}.pt"
-        root = Path(__file__).parents[2]
-        environment = {
-            **os.environ,
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(root),
-            "PYTHONFAULTHANDLER": "1",
-        }
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-        done = subprocess.run(
-            [*launch, str(script), str(file), json.dumps(COMPARED[name])],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = launch(world, [str(script), str(file), json.dumps(COMPARED)])
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(torch.load(file, weights_only=True))
-    for other in results[1:]:
-        torch.testing.assert_close(other["weights"], results[0]["weights"], rtol=1e-5, atol=1e-6)
-        assert other["reward"] == pytest.approx(results[0]["reward"], abs=1e-6)
-        assert other["kept"] == results[0]["kept"]
-        assert other["updates"] == results[0]["updates"]
-        for mine, theirs in zip(other["history"], results[0]["history"], strict=True):
-            assert list(mine) == list(theirs)
-            for prompt, rewards in theirs.items():
-                assert mine[prompt] == pytest.approx(rewards, abs=1e-5)
-    assert len(results[0]["history"]) == {"prompt history": 1, **dict.fromkeys(B2, 3)}.get(name, 0)
+    stages = {"prompt history": 1, "B2-DiffuRL": 3, "B2-DiffuRL with pairs": 3}
+    for name, one in results[0].items():
+        for other in (result[name] for result in results[1:]):
+            torch.testing.assert_close(other["weights"], one["weights"], rtol=1e-5, atol=1e-6, msg=name)
+            assert other["reward"] == pytest.approx(one["reward"], abs=1e-6), name
+            assert other["kept"] == one["kept"], name
+            assert other["updates"] == one["updates"], name
+            for mine, theirs in zip(other["history"], one["history"], strict=True):
+                assert list(mine) == list(theirs), name
+                for prompt, rewards in theirs.items():
+                    assert mine[prompt] == pytest.approx(rewards, abs=1e-5), name
+        assert len(one["history"]) == stages.get(name, 0), name
 
 
 def test_a_second_run_in_one_interpreter_may_have_another_precision() -> None:
