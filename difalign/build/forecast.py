@@ -47,7 +47,9 @@ class RunForecast:
     sampling_forwards: int  # rows of the denoiser, as the trainer counts them
     recorded_edges: int
     training_rows: int  # rows of forward and backward; fewer where groups without variance are left out
-    reference_rows: int  # rows of the policy before training, for the divergence
+    reference_rows: int  # rows of the policy before training, for the divergence or for pairs
+    diagnostic_rows: int  # rows of forward and backward for the gradients of single steps; at most, as training_rows
+    diagnostic_pictures: int  # samples decoded once more for pictures of their trees
     evaluations: int
     evaluation_samples: int
     evaluation_forwards: int  # rows of the denoiser
@@ -57,7 +59,7 @@ class RunForecast:
     @property
     def decodes(self) -> int:
         """Latents that become pictures."""
-        return self.samples + self.evaluation_samples
+        return self.samples + self.evaluation_samples + self.diagnostic_pictures
 
     @property
     def reward_calls(self) -> int:
@@ -115,6 +117,9 @@ def forecast_run(
     forwards = roots * sum(sum(walk.rows) for walk in walks)
     edges = roots * sum(walk.edges for walk in walks)
     samples = roots * sum(walk.leaves for walk in walks)
+    looked = walks[:: config.diagnostics.every] if config.diagnostics.every else []
+    diagnosed = sum(_edges_per_update(config, walk, roots // training.updates_per_rollout) for walk in looked)
+    drawn = min(config.diagnostics.prompts, sampling.prompts_per_update) * config.roots_per_prompt
     shown = heldout if evaluation.limit is None else min(heldout, evaluation.limit)
     evaluated = config.evaluations * shown * evaluation.seeds_per_prompt
     return RunForecast(
@@ -126,7 +131,9 @@ def forecast_run(
         sampling_forwards=forwards,
         recorded_edges=edges,
         training_rows=edges * training.inner_epochs,
-        reference_rows=edges * training.inner_epochs if config.objective.uses_reference else 0,
+        reference_rows=edges * training.inner_epochs + diagnosed if config.objective.uses_reference else 0,
+        diagnostic_rows=diagnosed,
+        diagnostic_pictures=drawn * sum(walk.leaves for walk in looked),
         evaluations=config.evaluations,
         evaluation_samples=evaluated,
         evaluation_forwards=evaluated * evaluation.steps,

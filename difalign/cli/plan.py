@@ -133,6 +133,8 @@ def _run_table(run: RunForecast) -> Table:
         rows.insert(3, ("  as the network computes them, guided", run.sampling_network_rows))
     if run.reference_rows:
         rows.append(("rows of the reference, at most", run.reference_rows))
+    if run.diagnostic_rows:
+        rows.append(("rows of diagnostics, at most", run.diagnostic_rows))
     for name, value in rows:
         table.add_row(name, _number(value / run.rollouts), _number(value))
     table.add_section()

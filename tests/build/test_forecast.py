@@ -259,7 +259,10 @@ def test_an_sd3_computes_as_many_rows_as_forecast(
     summary = run_flow_grpo(inputs)
     run = forecast_run(config, lambda index: build_plans(config, rollout=index), heldout=2)
     assert run.sampling_forwards == summary["denoiser_forwards"]
-    trained = (run.training_rows + run.reference_rows) * (2 if guidance > 1 else 1)
+    rows = run.training_rows + run.reference_rows + run.diagnostic_rows
+    trained = rows * (2 if guidance > 1 else 1)
     assert run.sampling_network_rows + run.evaluation_network_rows + trained == sum(computed)
     assert run.decodes == sum(decoded)
+    assert run.diagnostic_rows == run.training_rows  # the one rollout is looked at, and has one update
+    assert run.reference_rows == 2 * run.training_rows
     assert run.evaluation_network_rows == 2 * run.evaluation_forwards == 2 * summary["evaluation_forwards"]

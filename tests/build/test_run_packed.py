@@ -88,7 +88,8 @@ def test_a_run_trains_and_computes_as_many_rows_as_forecast(
     run = forecast_run(config, lambda rollout: build_plans(config, rollout=rollout), heldout=2, guidance_kind=kind)
     assert run.sampling_forwards == summary["denoiser_forwards"]
     assert run.sampling_network_rows == model.rows * run.sampling_forwards
-    assert sum(computed) == run.sampling_network_rows + run.evaluation_network_rows + model.rows * run.training_rows
+    trained = run.training_rows + run.diagnostic_rows
+    assert sum(computed) == run.sampling_network_rows + run.evaluation_network_rows + model.rows * trained
     (row,) = rows_of(tmp_path / "run")
     assert row["ratio_max_deviation"] == 0.0
     assert row["grad_norm"] > 0

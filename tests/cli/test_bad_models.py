@@ -83,8 +83,8 @@ PARTS = [
     damaged("index missing", remove("model_index.json"), "is a folder without model_index.json", "save_pretrained"),
     damaged(
         "pipeline of an unknown family",
-        write("model_index.json", '{"_class_name": "FluxPipeline"}'),
-        "holds a FluxPipeline, which has no adapter",
+        write("model_index.json", '{"_class_name": "KolorsPipeline"}'),
+        "holds a KolorsPipeline, which has no adapter",
         "known: StableDiffusion3Pipeline",
     ),
 ]
