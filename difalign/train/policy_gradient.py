@@ -39,7 +39,8 @@ from difalign.train.runtime import Runtime
 from difalign.train.state import TrainerState
 
 _MAX_OVERFLOWS = 20  # float16 steps skipped in a row; halving the loss scale that often leaves it below 1
-_ROUNDING = 1e-6  # float32 rounding of a ratio; anything above says that sampling and training differ
+# What rounding may do to a ratio in float32, where batches of another size run through other kernels: least and most.
+_ROUNDING, _MOST_ROUNDING = 1e-6, 1e-4
 
 
 @final
@@ -287,7 +288,9 @@ class PolicyGradient:
     def _check_first_update(self, row: dict[str, float], step: Step, index: int) -> None:
         """The first update is on-policy, so every ratio must be 1: exactly in float32. And it has a gradient."""
         exact = self._config.training.mixed_precision == "no" and self._config.sampling.storage_dtype == "float32"
-        allowed = _ROUNDING if exact else self._config.objective.clip_range / 10
+        allowed = self._config.objective.clip_range / 10
+        if exact:
+            allowed = min(max(allowed, _ROUNDING), _MOST_ROUNDING)
         deviation = row["ratio_max_deviation"]
         if deviation > allowed:
             self._stop(

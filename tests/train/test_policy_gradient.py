@@ -156,13 +156,30 @@ def test_kl_term_pulls_back_to_the_reference() -> None:
 class _Stray(PerceptronPolicy):
     """Disagrees with itself between sampling and training."""
 
+    astray = 0.01
+
     def forward(self, x: Tensor, t: Tensor, offset: Tensor) -> Tensor:
-        return super().forward(x, t, offset) + (0.01 if torch.is_grad_enabled() else 0.0)
+        return super().forward(x, t, offset) + (self.astray if torch.is_grad_enabled() else 0.0)
 
 
 def test_guard_ratio_of_the_first_update() -> None:
     trainer, _ = toy_trainer(toy_config(), network=_Stray(DIMENSIONS))
     with pytest.raises(RuntimeError, match=r"first update deviates from 1 by .* same micro_batch"):
+        trainer.run(0, quiet)
+
+
+def test_guard_leaves_rounding_alone_that_is_far_within_the_clip_range() -> None:
+    """Ratios off by a few millionths: nothing to a clip of 1e-3, much to one of 1e-5."""
+    network = _Stray(DIMENSIONS)
+    network.astray = 5e-6
+    trainer, _ = toy_trainer(toy_config(objective={"clip_range": 1e-3}), network=network)
+    assert 1e-6 < trainer.run(0, quiet)[0]["ratio_max_deviation"] < 2e-5
+    trainer, _ = toy_trainer(toy_config(objective={"clip_range": 1e-5}), network=network)
+    with pytest.raises(RuntimeError, match="above 1e-06"):
+        trainer.run(0, quiet)
+    network.astray = 1e-3
+    trainer, _ = toy_trainer(toy_config(objective={"clip_range": 0.9}), network=network)
+    with pytest.raises(RuntimeError, match=r"above 0\.0001"):
         trainer.run(0, quiet)
 
 
