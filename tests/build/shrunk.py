@@ -12,6 +12,7 @@ from difalign.build.cards import PipelineCard, wrapped_class
 from difalign.core.config import RunConfig
 from tests.sections import lay_over
 from tests.tiny_models import tiny_sd, tiny_sd3, tiny_sdxl
+from tests.tiny_packed import tiny_flux, tiny_qwen_image
 from tests.train.small_runs import write_redness
 
 TRAIN = ("a red circle", "two blue squares", "a green cross", "a blue circle and a red cross")
@@ -29,18 +30,22 @@ def published_sdxl() -> Any:
 # Random pipelines by the class that an adapter wraps; a preset of a new family needs a line here.
 RANDOM: Mapping[str, Callable[[], Any]] = {
     "StableDiffusion3Pipeline": lambda: tiny_sd3(with_t5=True),
+    "FluxPipeline": tiny_flux,
+    "QwenImagePipeline": tiny_qwen_image,
     "StableDiffusionPipeline": tiny_sd,
     "StableDiffusionXLPipeline": published_sdxl,
 }
 
 
 def write_random_pipeline(card: PipelineCard, folder: Path) -> Path:
-    """Save a random pipeline of the card's class and the card for it: its layers and options, in float32."""
+    """Save a random pipeline of the card's class and the card for it, with its layers and options; texts are short."""
     RANDOM[str(wrapped_class(card.target))]().save_pretrained(folder / "weights")
     source = {"path": "weights", "hub_id": None, "revision": None}
-    small = {"name": "random", "height": None, "width": None, "dtype": "float32", "size_multiple": 1}
+    dtype = "float32" if card.dtype == "float16" else card.dtype  # which processors do not calculate in
+    small = {"name": "random", "height": None, "width": None, "dtype": dtype, "size_multiple": 1}
+    options = {key: min(value, 16) if key == "max_sequence_length" else value for key, value in card.options.items()}
     file = folder / "random.yaml"
-    file.write_text(yaml.safe_dump({**card.model_dump(mode="json"), **source, **small}))
+    file.write_text(yaml.safe_dump({**card.model_dump(mode="json"), **source, **small, "options": options}))
     return file
 
 
@@ -65,8 +70,8 @@ def shrunk(config: RunConfig, card: Path, folder: Path) -> RunConfig:
             "steps": config.sampling.steps if named else min(config.sampling.steps, 5),
             "prompts_per_update": 2,
             "samples_per_prompt": min(config.sampling.samples_per_prompt, 2),
-            "height": None,
-            "width": None,
+            "height": 16,
+            "width": 16,
             "micro_batch": _ROWS,
         },
     )
