@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from difalign.core.protocols import Pipeline, RewardModel
+from difalign.core.types import RewardOutput
 from difalign.objective.diversity import thumbnails
 
 
@@ -39,7 +40,7 @@ def decode_and_score(
     ``progress`` is told (rows scored, rows in all) after each.
 
     Raises:
-        ValueError: if a reward is not finite, naming the first such prompt.
+        ValueError: if a reward is not finite, naming the first such prompt, or there is not one a sample.
     """
     scores: list[Tensor] = []
     components: dict[str, list[Tensor]] = {}
@@ -49,6 +50,7 @@ def decode_and_score(
         rows = slice(start, start + micro_batch)
         media = pipeline.decode(latents[rows])
         output = reward.score(media, prompts[rows])
+        _check_length(reward.name, output, len(prompts[rows]))
         scores.append(output.scores.float().cpu())
         for name, values in output.components.items():
             components.setdefault(name, []).append(values.float().cpu())
@@ -67,6 +69,15 @@ def decode_and_score(
     kept = torch.cat(pixels) if keep_pixels else None
     joined = {name: torch.cat(parts) for name, parts in components.items()}
     return Media(total, joined, kept, torch.cat(small) if keep_thumbnails else None)
+
+
+def _check_length(name: str, output: RewardOutput, samples: int) -> None:
+    for part, values in {"scores": output.scores, **output.components}.items():
+        if values.shape != (samples,):
+            raise ValueError(
+                f"reward {name} gave {part} of shape {tuple(values.shape)} for {samples} samples; it must give one "
+                f"number a sample, shape ({samples},)"
+            )
 
 
 @torch.no_grad()

@@ -100,6 +100,24 @@ def test_scores_that_are_no_numbers_name_reward_value_and_first_prompt(value) ->
         decode_and_score(pipeline(), Broken(value), latents(), prompts(), micro_batch=3)
 
 
+@dataclass(frozen=True)
+class _Short:
+    """One score too few, or a column of them."""
+
+    shape: tuple[int, ...]
+    name: str = "short"
+    differentiable: bool = False
+
+    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+        return RewardOutput(torch.zeros(self.shape))
+
+
+@pytest.mark.parametrize("shape", [(ROWS - 1,), (ROWS, 1), ()])
+def test_there_must_be_one_score_a_sample(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=f"reward short gave scores of shape .* for {ROWS} samples"):
+        decode_and_score(pipeline(), _Short(shape), latents(), prompts(), micro_batch=ROWS)
+
+
 @pytest.mark.parametrize("micro_batch", [2, ROWS])
 def test_decoding_alone_gives_the_same_pixels(micro_batch) -> None:
     model = pipeline()
