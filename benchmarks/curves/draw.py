@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.curves.bands import Band, band, last_common
-from benchmarks.curves.methods import FAMILIES, Family
+from benchmarks.curves.methods import FAMILIES, Family, Method
 from benchmarks.curves.panel import SCALE, Named, draw_panel, text_font
 from benchmarks.curves.rows import Run, newest_complete, read_lines, runs_of
 from benchmarks.curves.table import write_table
@@ -51,7 +51,9 @@ def draw(family: Family, runs: Mapping[str, Mapping[int, Run]], methods: Sequenc
     rows = -(-len(panels) // _COLUMNS)
     picture = Image.new("RGB", (_COLUMNS * _PANEL[0], rows * _PANEL[1] + _TITLE), "white")
     for place, (axis, figure) in enumerate(panels):
-        curves = [Named(family.method(name).label, _whole(list(runs[name].values()), axis, figure)) for name in methods]
+        curves = [
+            Named(_written(family.method(name)), _whole(list(runs[name].values()), axis, figure)) for name in methods
+        ]
         panel = draw_panel(curves, size=_PANEL, x_label=AXES[axis], y_label=FIGURES[figure])
         row, column = divmod(place, _COLUMNS)
         picture.paste(panel, (column * _PANEL[0], _TITLE + row * _PANEL[1]))
@@ -69,6 +71,11 @@ def _title(text: str, width: int) -> Image.Image:
     strip = Image.new("RGB", (width * SCALE, _TITLE * SCALE), "white")
     ImageDraw.Draw(strip).text((8 * SCALE, _TITLE * SCALE / 2), text, fill="black", font=text_font(15), anchor="lm")
     return strip.resize((width, _TITLE), Image.Resampling.LANCZOS)
+
+
+def _written(method: Method) -> str:
+    """The label of a method in a picture: the font that Pillow brings along has no superscripts."""
+    return method.label.replace("²", "2")
 
 
 def _whole(runs: Sequence[Run], axis: str, figure: str) -> Band:
