@@ -38,7 +38,7 @@ from difalign.build.definitions import find_file
 from difalign.core.prompts import read_prompts
 from difalign.core.protocols import RewardModel
 from difalign.core.rng import row_seed
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.rollout.trie import count_forwards
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.sampler import number_draws, uniform_prompts
@@ -79,9 +79,11 @@ class Cut:
     name: str = "cut"
     differentiable: bool = False
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         """The inner reward's."""
-        return self.reward.score((media * 255).to(torch.uint8).float() / 255, prompts, sigma=sigma)
+        return self.reward.score((media * 255).to(torch.uint8).float() / 255, prompts, metadata=metadata, sigma=sigma)
 
 
 @dataclass(frozen=True, slots=True)

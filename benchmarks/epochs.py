@@ -25,7 +25,7 @@ from difalign.build.run import build_task
 from difalign.core.overrides import load_config
 from difalign.core.protocols import RewardModel
 from difalign.core.rng import generator, row_seed
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.pipelines.sd3 import SD3Pipeline
 from difalign.pipelines.unet import UNetPipeline
 from difalign.train.policy_gradient import PolicyGradient
@@ -46,11 +46,13 @@ class Watched:
     differentiable: bool = False
     images: list[Tensor] | None = None
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         """The inner reward's."""
         if self.images is not None:
             self.images.append(media)
-        return self.reward.score(media, prompts, sigma=sigma)
+        return self.reward.score(media, prompts, metadata=metadata, sigma=sigma)
 
 
 @dataclass(frozen=True, slots=True)

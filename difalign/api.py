@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from difalign.core.config import OptionValue, RewardConfig, RuleName
+from difalign.core.config import RuleName
+from difalign.core.config_rewards import OptionValue, RewardConfig
 from difalign.core.protocols import Pipeline, RewardModel
 from difalign.core.rng import row_seed
 from difalign.core.types import RewardOutput

@@ -250,9 +250,9 @@ def test_pictures_are_scored_as_their_pixels(mode) -> None:
 
     @dataclass(frozen=True)
     class Watching(Redness):
-        def score(self, media, prompts, *, sigma=None):
+        def score(self, media, prompts, *, metadata=None, sigma=None):
             seen.append(media)
-            return super().score(media, prompts, sigma=sigma)
+            return super().score(media, prompts, metadata=metadata, sigma=sigma)
 
     pictures = [Image.fromarray(array).convert(mode) for array in bytes_]
     output = api.score(Watching(), pictures, ["a", "b"])

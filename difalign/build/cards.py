@@ -11,9 +11,10 @@ from typing import Annotated, Generic, Literal, Self, TypeVar
 from pydantic import Field, model_validator
 
 from difalign.build.definitions import definition_roots, find_definition, is_path, known_names
-from difalign.core.config import DtypeName, Family, OptionValue, RewardConfig
+from difalign.core.config import DtypeName, Family
 from difalign.core.config_errors import TARGET_PATTERN, checked, did_you_mean
-from difalign.core.config_fields import Count, NonNegative, Section
+from difalign.core.config_fields import Count, NonNegative, Number, Positive, Section
+from difalign.core.config_rewards import OptionValue, RewardConfig
 from difalign.core.config_yaml import read_yaml
 from difalign.core.errors import ConfigError
 from difalign.core.user_path import user_path
@@ -88,6 +89,24 @@ class PipelineCard(Card):
         return self
 
 
+class FixedScale(Section):
+    """``(score - mean) / std``."""
+
+    mean: Number = 0.0
+    std: Positive = 1.0
+
+
+class ScoreStatistics(Section):
+    """What scores have been measured to be."""
+
+    mean: Number
+    std: Positive | None = None
+    within_prompt_std: Positive  # between samples of one prompt: what a comparison of samples is made of
+    low: Number | None = None
+    high: Number | None = None
+    source: str  # of which samples, and who measured
+
+
 class RewardCard(Card):
     """A reward; ``options`` lists every option with its default.
 
@@ -95,6 +114,14 @@ class RewardCard(Card):
     """
 
     on_device: bool = False  # the target takes ``device`` as well
+    file: str | None = None  # of the folder or repository, if the weights are a single checkpoint
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of that file
+    differentiable: bool = False  # whether a gradient reaches the pixels
+    groupwise: bool = False  # whether a sample is scored among the others of its prompt
+    needs: Annotated[tuple[str, ...], Field(strict=False)] = ()  # what a prompt file must say beside every prompt
+    requires: Annotated[tuple[str, ...], Field(strict=False)] = ()  # modules beyond the core's, of the extra `rewards`
+    statistics: ScoreStatistics | None = None  # measured; the default of rewards.NAME.scale.kind=fixed
+    scales: dict[str, FixedScale] = Field(default_factory=dict)  # the constants of published code, by its name
     # A function of one prompt, cheap to import, that raises ValueError for a prompt the reward cannot score; what it
     # returns may have a ``kind``, the category under which the prompt is reported.
     prompt_reader: Target | None = None

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from difalign.build.cards import Found, PipelineCard, RewardCard, reward_options
 from difalign.build.targets import check_options, resolve_target
-from difalign.core.config import DtypeName, RewardConfig, RuleName
+from difalign.core.config import DtypeName, RuleName
+from difalign.core.config_rewards import RewardConfig
 from difalign.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,14 +88,21 @@ def build_reward(
 
 
 def _build_one(found: Found[RewardCard], config: RewardConfig, device: str | torch.device) -> RewardModel:
+    from difalign.reward_models.function import FunctionReward, scores_media
+
     card, weights = found.card, found.weights()
     make = resolve_target(card.target)
     options: dict[str, Any] = dict(reward_options(card, config))
     if card.on_device:
         options["device"] = device
+    if scores_media(make):
+        assert callable(make)
+        check_options(card.target, make, options)
+        return FunctionReward.made_of(make, options, differentiable=card.differentiable, groupwise=card.groupwise)
     if weights is not None:
         make = getattr(make, "from_pretrained", None)
-        options |= {} if card.revision is None else {"revision": card.revision}
+        stated = {"revision": card.revision, "file": card.file, "sha256": card.sha256}
+        options |= {key: value for key, value in stated.items() if value is not None}
     if not callable(make):
         lack = "cannot be called" if weights is None else "has no from_pretrained"
         raise ConfigError(f"{found.file}: target = {card.target!r}: {lack}, so it makes no reward")

@@ -81,6 +81,7 @@ def prepare(
     checks = [*_geometry(config, processes), *_trackers(config)]
     if check_weights:
         checks += [*environment_problems(config), *_targets(pipeline, known), *_reward_weights(known)]
+        checks += _reward_modules(known)
     if train is not None:
         checks += _enough_prompts(config, train)
     if pipeline is not None:
@@ -146,9 +147,21 @@ def _prompts(key: str, name: str, rewards: Mapping[str, Found[RewardCard]]) -> t
     except ConfigError as error:
         raise ConfigError(f"{key} = {name!r}: {error}") from None
     for reward, found in rewards.items():
+        _check_metadata(key, file, prompts, reward, found.card.needs)
         if found.card.prompt_reader is not None:
             prompts = _understood(key, file, prompts, reward, found.card.prompt_reader)
     return prompts
+
+
+def _check_metadata(key: str, file: Path, prompts: Sequence[Prompt], reward: str, needs: Sequence[str]) -> None:
+    """Refuse a file that lacks what a reward must be told beside a prompt."""
+    lacking = [(prompt.text, name) for prompt in prompts for name in needs if name not in prompt.metadata]
+    if lacking:
+        text, name = lacking[0]
+        raise ConfigError(
+            f"{key} = {str(file)!r}: rewards.{reward} needs {name!r} beside every prompt, and {text!r} has none (nor "
+            f"have {len({text for text, _ in lacking}) - 1} others); add the key in a .jsonl file, or change rewards"
+        )
 
 
 def _understood(key: str, file: Path, prompts: tuple[Prompt, ...], reward: str, reader: str) -> tuple[Prompt, ...]:
@@ -252,6 +265,13 @@ def _reward_weights(rewards: Mapping[str, Found[RewardCard]]) -> Iterator[str]:
         folder = found.weights()
         if isinstance(folder, Path) and not folder.is_dir():
             yield f"rewards.{name}: its weights are not at {folder}; put them there or correct `path` in {found.file}"
+
+
+def _reward_modules(rewards: Mapping[str, Found[RewardCard]]) -> Iterator[str]:
+    for name, found in rewards.items():
+        missing = [module for module in found.card.requires if importlib.util.find_spec(module) is None]
+        if missing:
+            yield f"rewards.{name}: needs {', '.join(missing)}, not installed here; pip install 'difalign[rewards]'"
 
 
 def _output_folder(config: RunConfig) -> Iterator[str]:

@@ -31,6 +31,7 @@ from difalign.core.config_fields import (
     StepCount,
 )
 from difalign.core.config_plans import BranchPlan, CurriculumConfig, PlainPlan, PlanConfig, leaves_per_seed
+from difalign.core.config_rewards import RewardConfig
 from difalign.core.cross_checks import contradictions
 from difalign.core.user_path import user_path
 
@@ -47,7 +48,6 @@ TailName = Literal["flush", "drop"]
 KLName = Literal["none", "flow_grpo", "gaussian", "velocity", "x0"]
 TrackerName = Literal["tensorboard", "wandb", "trackio", "swanlab"]
 RollbackName = Literal["skipped_update", "kl_drift", "heldout_drift", "diversity_drift"]
-OptionValue = str | int | float | bool | None
 
 
 class SamplingConfig(Section):
@@ -220,6 +220,7 @@ class GuardsConfig(Section):
     heldout: bool = True  # own: whether a held-out score that falls is an alarm
     reload: bool = True  # own: whether the saved weights are read back through diffusers and compared
     keep_best: bool = True  # own: whether the weights of the best evaluation are kept in the folder best
+    max_failed: Annotated[float, Field(ge=0, lt=1)] = 0.1  # own: share of a rollout's samples without a reward
     rollback: Annotated[tuple[RollbackName, ...], Field(strict=False)] = ()  # own: no run turns back unasked
     rollback_factor: Fraction = 0.5  # own: what the learning rate is multiplied by at every return
 
@@ -236,14 +237,6 @@ class ProcessesConfig(Section):
 
     silence_seconds: Positive = 60.0  # own: a process that gives no sign of life for so long is taken for dead
     wait_seconds: Positive = 1800.0  # gloo's default: the longest wait in one exchange, for slow and uneven work
-
-
-class RewardConfig(Section):
-    """One term of the reward."""
-
-    card: FileName | None = None  # a card's name or path; null = the name of this entry
-    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0  # rewards are summed with these weights
-    options: dict[str, OptionValue] = Field(default_factory=dict)  # arguments of the card's target
 
 
 class PromptsConfig(Section):

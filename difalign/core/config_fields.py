@@ -11,6 +11,7 @@ from difalign.core.config_errors import FILE_PATTERN, NAME_PATTERN
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 StepCount = Annotated[int, Field(ge=1, le=1000)]  # networks know a thousand levels of noise
 StepIndex = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol, Self, runtime_checkable
@@ -10,7 +11,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from difalign.core.types import GaussianStep, NoiseGrid, RewardOutput
+from difalign.core.types import GaussianStep, Metadata, NoiseGrid, RewardOutput
 
 Modality = Literal["image", "video"]
 
@@ -107,8 +108,58 @@ class RewardModel(Protocol):
     @property
     def differentiable(self) -> bool: ...
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
-        """Score pixels in [0, 1]; sigma names the noise of an intermediate estimate, None a finished one."""
+    def score(
+        self,
+        media: Tensor,
+        prompts: Sequence[str],
+        *,
+        metadata: Metadata | None = None,
+        sigma: float | None = None,
+    ) -> RewardOutput:
+        """Score pictures [N, 3, H, W], or clips [N, F, 3, H, W], in [0, 1] against one prompt each.
+
+        Args:
+            media: the pixels; a gradient is asked for where they require one.
+            prompts: N texts.
+            metadata: what the prompt file says beside each prompt; None = nothing.
+            sigma: names the noise of an intermediate estimate, None a finished sample.
+
+        Raises:
+            ValueError: for what is wrong with the call; what goes wrong with single rows stands in the output.
+        """
+        ...
+
+
+@runtime_checkable
+class GroupReward(RewardModel, Protocol):
+    """A reward of pictures among the others of their prompt, such as diversity: it is handed whole prompts."""
+
+    @property
+    def groupwise(self) -> bool: ...
+
+
+@runtime_checkable
+class SubmittedReward(RewardModel, Protocol):
+    """A reward that is computed elsewhere, so that sampling can go on meanwhile."""
+
+    def submit(
+        self,
+        media: Tensor,
+        prompts: Sequence[str],
+        *,
+        metadata: Metadata | None = None,
+        sigma: float | None = None,
+    ) -> Future[RewardOutput]:
+        """What ``score`` returns, later."""
+        ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A reward whose weights can wait elsewhere while they are not needed."""
+
+    def to(self, device: str | torch.device) -> None:
+        """Move all weights."""
         ...
 
 

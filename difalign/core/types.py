@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -104,12 +104,20 @@ class Trajectories:
     mean: Tensor | None = None  # [M, *latent] float32, of each edge's distribution; kept only on request
 
 
+Metadata = Sequence[Mapping[str, object]]  # what a prompt file says beside each prompt, one entry a prompt
+
+
 @dataclass(frozen=True, slots=True)
 class RewardOutput:
-    """Scores of a batch of media; higher is better."""
+    """Scores of a batch of media; higher is better.
 
-    scores: Tensor  # [N] float32
+    A row that could not be scored is not valid: it holds NaN, and never a number that would be taken for a judgement.
+    """
+
+    scores: Tensor  # [N] float32, finite where valid
     components: Mapping[str, Tensor] = field(default_factory=dict)  # name -> [N] float32, logged raw
+    valid: Tensor | None = None  # [N] bool; None = all
+    errors: Mapping[int, str] = field(default_factory=dict)  # row -> why it is not valid
 
 
 @dataclass(frozen=True, slots=True)

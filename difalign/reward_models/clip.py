@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
@@ -193,7 +193,9 @@ class ClipReward:
         """Where it computes."""
         return self.model.logit_scale.device
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         """Score pixels in [0, 1], [N, 3, H, W], against one prompt each; ``sigma`` is not used.
 
         Raises:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from difalign.core.protocols import RewardModel
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,14 @@ class WeightedReward:
         """Whether every part is."""
         return all(reward.differentiable for reward, _ in self.rewards.values())
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         """The weighted sum of all rewards, [N]; raises what the parts raise."""
         components: dict[str, Tensor] = {}
         total: Tensor | None = None
         for name, (reward, weight) in self.rewards.items():
-            output = reward.score(media, prompts, sigma=sigma)
+            output = reward.score(media, prompts, metadata=metadata, sigma=sigma)
             components[name] = output.scores
             components |= {f"{name}/{part}": value for part, value in output.components.items()}
             total = weight * output.scores if total is None else total + weight * output.scores

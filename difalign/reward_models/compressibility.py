@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 
 
 @final
@@ -29,7 +29,9 @@ class Compressibility:
         if not 1 <= self.quality <= 95:
             raise ValueError(f"quality = {self.quality}: must lie in [1, 95], the range in which it changes the size")
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         """Score pixels in [0, 1], [N, 3, H, W]; the prompts do not matter."""
         pixels = (media.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
         sizes = [self._bytes(picture) for picture in pixels]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from difalign.core.errors import ConfigError
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.reward_models.tensor_message import TensorMessage
 
 _LONGEST_REPLY = 1 << 26  # bytes; scores and components of a batch are far below it
@@ -57,7 +57,9 @@ class RemoteReward:
                 raise ValueError(f"{option} = {getattr(self, option)}: must be at least {least}")
         self._ask(None)  # that nobody listens is better known before hours of sampling than after
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         """Score pictures [N, 3, H, W], or clips [N, F, 3, H, W], in [0, 1] against one prompt each.
 
         Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,9 @@ class VerifierReward:
         if not 0.0 <= self.strict_share <= 1.0:
             raise ValueError(f"strict_share is {self.strict_share}; give a share between 0 and 1")
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         """Score images [N, 3, H, W] in [0, 1] against captions of the scene grammar.
 
         The verifier reads pixels as they are; ``sigma`` is accepted for estimates on the way and not used.

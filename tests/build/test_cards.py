@@ -9,7 +9,7 @@ import pytest
 
 from difalign.build.cards import list_pipelines, load_pipeline_card, load_reward_card, reward_options
 from difalign.build.definitions import definition_roots, find_file, known_names
-from difalign.core.config import RewardConfig
+from difalign.core.config_rewards import RewardConfig
 from difalign.core.errors import ConfigError
 from tests.house.repository import ROOT
 

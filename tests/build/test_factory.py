@@ -10,7 +10,8 @@ import torch
 
 from difalign.build.cards import Found, PipelineCard, RewardCard, load_reward_card
 from difalign.build.factory import build_pipeline, build_process, build_reward
-from difalign.core.config import KLConfig, RewardConfig, RuleName
+from difalign.core.config import KLConfig, RuleName
+from difalign.core.config_rewards import RewardConfig
 from difalign.core.errors import ConfigError
 from difalign.core.families import FAMILIES
 from difalign.process.diffusion import DIFFUSION_RULES, DiffusionProcess
@@ -50,7 +51,7 @@ class Taste:
         self.share, self.device = share, device
         self.name, self.differentiable = "taste", False
 
-    def score(self, media, prompts, *, sigma=None):
+    def score(self, media, prompts, *, metadata=None, sigma=None):
         from difalign.core.types import RewardOutput
         return RewardOutput(media.flatten(1).mean(1) * self.share)
 

@@ -56,6 +56,28 @@ def test_prompts_are_categorised_by_the_reward_unless_they_say_it_themselves(roo
     assert [prompt.kind for prompt in inputs.heldout_prompts] == ["mine", "count"]
 
 
+def test_a_reward_is_told_what_it_needs_beside_every_prompt(root: Path):
+    card = root / "reward_models" / "verifier.yaml"
+    card.write_text(card.read_text() + "needs: [target]\n")
+    with pytest.raises(
+        ConfigError, match=r"prompts\.train = .*'target' beside every prompt, and 'a red circle'.*2 others"
+    ):
+        prepared(root)
+    for name in ("train", "heldout"):
+        (root / f"{name}.jsonl").write_text('{"prompt": "a red circle", "target": "x"}\n')
+    inputs = prepared(root, "prompts.train=train.jsonl", "training.updates_per_rollout=1")
+    assert inputs.train_prompts[0].metadata == {"target": "x"}
+
+
+def test_a_library_that_a_reward_lacks_is_named_with_the_extra_that_brings_it(root: Path):
+    card = root / "reward_models" / "verifier.yaml"
+    card.write_text(card.read_text() + "requires: [json, no_such_library]\n")
+    with pytest.raises(
+        ConfigError, match=r"rewards\.verifier: needs no_such_library, not.*pip install 'difalign\[rewards\]'"
+    ):
+        prepared(root)
+
+
 def test_every_problem_is_named(root: Path):
     (root / "pipelines" / "weights" / "model_index.json").unlink()
     with pytest.raises(ConfigError) as error:

@@ -25,6 +25,7 @@ PURE_PACKAGES = {
 CONFIG_MODULES = {
     "config_fields",
     "config_plans",
+    "config_rewards",
     "config",
     "config_errors",
     "config_yaml",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from difalign.core.protocols import RewardModel
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.reward_models.composite import WeightedReward
 
 PROMPTS = ["a", "bb", "ccc"]
@@ -24,7 +24,9 @@ class Brightness:
     differentiable: bool = True
     calls: list[tuple[int, float | None]] = field(default_factory=list)  # rows, sigma
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         self.calls.append((len(prompts), sigma))
         mean = media.flatten(1).mean(dim=1)
         return RewardOutput(mean, {"half": mean / 2})
@@ -37,7 +39,9 @@ class Length:
     name: str = "length"
     differentiable: bool = False
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         return RewardOutput(torch.tensor([len(prompt) for prompt in prompts], dtype=torch.float64))
 
 

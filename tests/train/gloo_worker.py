@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 
 from difalign.core.errors import ProcessLost
 from difalign.core.protocols import RewardModel
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.train.interrupt import Interrupted
 from difalign.train.runtime import Runtime
 from tests.train.killable_worker import Kill, lie_in_wait
@@ -37,8 +37,10 @@ class Patchy(Brightness):
 
     known: tuple[str, ...] = ()
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
-        scores = super().score(media, prompts, sigma=sigma).scores
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
+        scores = super().score(media, prompts, metadata=metadata, sigma=sigma).scores
         kept = torch.tensor([text in self.known for text in prompts])
         return RewardOutput(torch.where(kept, scores, torch.full_like(scores, 0.5)))
 

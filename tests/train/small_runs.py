@@ -17,7 +17,7 @@ from difalign.build.plans import build_plans
 from difalign.core.config import RunConfig
 from difalign.core.prompts import Prompt
 from difalign.core.protocols import RewardModel
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.process.flow import FlowProcess
 from difalign.train.resume import find_resume_point
 from difalign.train.run import Task, run_training
@@ -66,7 +66,9 @@ class Brightness:
     name: str = "brightness"
     differentiable: bool = True
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         mean = media.flatten(1).mean(dim=1).float()
         return RewardOutput(mean, {"square": mean.square()})
 
@@ -142,7 +144,9 @@ class Redness:
     name: str = "redness"
     differentiable: bool = True
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         red, green = media[:, 0].flatten(1).mean(dim=1), media[:, 1].flatten(1).mean(dim=1)
         return RewardOutput(self.scale * (red - green).float(), {"red": red.float()})
 

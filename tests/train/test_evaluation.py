@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from difalign.core.prompts import Prompt
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.report.records import spread_over_kinds
 from difalign.train.evaluation import EvaluationPlan, EvaluationResult, evaluate, evaluation_seed
 from difalign.train.runtime import Runtime
@@ -36,7 +36,9 @@ class Mean:
     name: str = "mean"
     differentiable: bool = False
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         mean = media.flatten(1).mean(dim=1)
         return RewardOutput(mean + torch.tensor([float(prompt) for prompt in prompts]), {"mean": mean})
 
@@ -198,7 +200,9 @@ def test_any_number_of_processes_gives_one_evaluation(world) -> None:
 class Broken(Mean):
     """Fails on one prompt."""
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         return RewardOutput(torch.tensor([float("nan") if prompt == "0.3" else 0.0 for prompt in prompts]))
 
 

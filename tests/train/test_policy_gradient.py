@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difalign.core.types import RewardOutput, Trajectories
+from difalign.core.types import Metadata, RewardOutput, Trajectories
 from difalign.rollout.engine import rollout
 from difalign.train.policy_gradient import PolicyGradient
 from difalign.train.runtime import Runtime
@@ -185,7 +186,9 @@ def test_guard_leaves_rounding_alone_that_is_far_within_the_clip_range() -> None
 
 @dataclass(frozen=True)
 class _Bad(Quadratic):
-    def score(self, media: Tensor, prompts: list[str], *, sigma: float | None = None) -> RewardOutput:  # type: ignore[override]
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         return RewardOutput(torch.tensor([float("nan")] + [0.0] * (len(prompts) - 1)))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.report.run_folder import read_run
 from difalign.train.checkpoint import list_checkpoints
 from difalign.train.interrupt import Interrupted
@@ -150,11 +150,13 @@ class Signalled(Brightness):
     signum: signal.Signals = signal.SIGTERM
     calls: list[str] = field(default_factory=list)
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         self.calls.append("score")
         if len(self.calls) == self.at:
             os.kill(os.getpid(), self.signum)
-        return super().score(media, prompts, sigma=sigma)
+        return super().score(media, prompts, metadata=metadata, sigma=sigma)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.report.run_folder import read_run
 from difalign.report.status import run_status
 from difalign.train.checkpoint import list_checkpoints
@@ -55,7 +55,9 @@ def names(folder: Path) -> list[str]:
 class Hacked(Brightness):
     """Rewards one thing for training prompts and its opposite for held-out ones, which begin at 0.5."""
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         sign = torch.tensor([-1.0 if float(prompt) >= 0.5 else 1.0 for prompt in prompts])
         return RewardOutput(sign * media.flatten(1).mean(dim=1).float())
 
@@ -162,11 +164,13 @@ class Meddling(Brightness):
 
     network: torch.nn.Module | None = None
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         assert self.network is not None
         with torch.no_grad():
             next(self.network.parameters()).add_(1e-3)
-        return super().score(media, prompts, sigma=sigma)
+        return super().score(media, prompts, metadata=metadata, sigma=sigma)
 
 
 def test_weights_that_change_while_sampling_stop_the_run(tmp_path: Path) -> None:
@@ -251,7 +255,9 @@ def test_the_best_weights_are_kept_and_named(tmp_path: Path) -> None:
 class Peaked(Brightness):
     """Likes bright pictures in training; of held-out prompts, which begin at 0.5, only a little brighter ones."""
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         mean = media.flatten(1).mean(dim=1).float()
         heldout = torch.tensor([float(prompt) >= 0.5 for prompt in prompts])
         return RewardOutput(torch.where(heldout, -10 * (mean - PEAK).square(), mean))
@@ -271,11 +277,13 @@ class Cut(Peaked):
     at: int = 10**6
     calls: list[int] = field(default_factory=list)
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         self.calls.append(1)
         if len(self.calls) > self.at:
             raise Stopped
-        return super().score(media, prompts, sigma=sigma)
+        return super().score(media, prompts, metadata=metadata, sigma=sigma)
 
 
 @pytest.mark.parametrize("at", [9, 17, 19])

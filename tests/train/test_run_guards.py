@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.train.run import Task, run_training
 from difalign.train.runtime import Runtime
 from tests.folders import file_contents, file_names
@@ -44,7 +44,9 @@ def test_overwriting_starts_clean(tmp_path: Path) -> None:
 class Failing(Brightness):
     """No number, at once."""
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         return RewardOutput(torch.full((len(prompts),), float("nan")))
 
 
@@ -92,7 +94,9 @@ def test_time_limit_that_is_not_reached_stops_nothing(tmp_path: Path) -> None:
 def test_equal_rewards_train_nothing_and_end_well(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Indifferent(Brightness):
-        def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+        def score(
+            self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+        ) -> RewardOutput:
             return RewardOutput(torch.full((len(prompts),), 0.3))
 
     summary = run_toy(toy_run_config(tmp_path), reward=Indifferent())

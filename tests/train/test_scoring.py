@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.train.scoring import decode_and_score, decode_in_batches
 from tests.toys import ElementwisePolicy, ToyPipeline
 
@@ -35,7 +35,9 @@ class PromptTimesMean:
     differentiable: bool = True
     scored: list[int] = field(default_factory=list)
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         assert len(media) == len(prompts)
         self.scored.append(len(prompts))
         numbers = torch.tensor([float(prompt) for prompt in prompts], dtype=media.dtype)
@@ -90,7 +92,9 @@ class Broken:
     name: str = "broken"
     differentiable: bool = False
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         return RewardOutput(torch.tensor([self.value if prompt in {"4", "6"} else 1.0 for prompt in prompts]))
 
 
@@ -108,7 +112,9 @@ class _Short:
     name: str = "short"
     differentiable: bool = False
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         return RewardOutput(torch.zeros(self.shape))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from difalign.build.plans import build_plans
 from difalign.core.config import RunConfig
 from difalign.core.prompts import Prompt
-from difalign.core.types import RewardOutput
+from difalign.core.types import Metadata, RewardOutput
 from difalign.process.flow import FlowProcess
 from difalign.process.rules import FLOW_RULES
 from difalign.train.policy_gradient import PolicyGradient
@@ -54,7 +54,9 @@ class Quadratic:
     name: str = "quadratic"
     differentiable: bool = True
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         return RewardOutput(-(media - TARGET).square().flatten(1).mean(dim=1).float())
 
 
@@ -64,7 +66,9 @@ class Constant(Quadratic):
 
     value: float = 0.3
 
-    def score(self, media: Tensor, prompts: Sequence[str], *, sigma: float | None = None) -> RewardOutput:
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
         return RewardOutput(torch.full((len(prompts),), self.value))
 
 
