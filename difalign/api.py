@@ -93,7 +93,7 @@ def load_reward(
     found = load_reward_card(str(name_or_path))
     name = found.card.name
     config = RewardConfig(options=dict(options or {}))
-    return build_reward({name: found}, {name: config}, device=device).rewards[name][0]
+    return build_reward({name: found}, {name: config}, device=device).terms[name].reward
 
 
 def sample(

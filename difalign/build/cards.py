@@ -200,6 +200,30 @@ def reward_options(card: RewardCard, config: RewardConfig) -> dict[str, OptionVa
     return {**card.options, **config.options}
 
 
+def fixed_scale(card: RewardCard, config: RewardConfig) -> FixedScale | None:
+    """The constants of ``scale.kind: fixed``: by hand, the card's of that name, or what its scores were measured to be.
+
+    Raises:
+        ConfigError: if the card has none, or none of that name.
+    """
+    scale = config.scale
+    if scale.kind != "fixed":
+        return None
+    if scale.mean is not None and scale.std is not None:
+        return FixedScale(mean=scale.mean, std=scale.std)
+    if scale.constants is not None:
+        if scale.constants not in card.scales:
+            known = did_you_mean(scale.constants, sorted(card.scales)) if card.scales else "the card has none"
+            raise ConfigError(f"scale.constants = {scale.constants!r}: unknown; {known}, or give mean and std")
+        return card.scales[scale.constants]
+    if card.statistics is None:
+        raise ConfigError(
+            f"scale.kind = 'fixed': {card.name} has no measured statistics; give scale.mean and scale.std, "
+            "or use another kind"
+        )
+    return FixedScale(mean=card.statistics.mean, std=card.statistics.within_prompt_std)
+
+
 def _same_type(value: OptionValue, default: OptionValue) -> bool:
     if isinstance(default, float):
         return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from difalign.build.cards import Found, PipelineCard, RewardCard, reward_options
+from difalign.build.cards import Found, PipelineCard, RewardCard, fixed_scale, reward_options
 from difalign.build.targets import check_options, resolve_target
 from difalign.core.config import DtypeName, RuleName
 from difalign.core.config_rewards import RewardConfig
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from difalign.core.protocols import Process, RewardModel, TrainablePipeline
-    from difalign.reward_models.composite import WeightedReward
+    from difalign.reward_models.composite import CompositeReward, Term
 
 
 def build_process(rule: RuleName) -> Process:
@@ -74,16 +74,43 @@ def build_pipeline(
 
 def build_reward(
     found: Mapping[str, Found[RewardCard]], configs: Mapping[str, RewardConfig], *, device: str | torch.device
-) -> WeightedReward:
-    """The weighted sum of the rewards in ``configs``, each made by its card's target.
+) -> CompositeReward:
+    """The weighted sum of the rewards in ``configs``, each made by its card's target; equal ones are made once.
 
     Raises:
         ConfigError: if a target cannot be imported or refuses its options.
     """
-    from difalign.reward_models.composite import WeightedReward
+    from difalign.reward_models.composite import CompositeReward
 
-    return WeightedReward(
-        {name: (_build_one(found[name], config, device), config.weight) for name, config in configs.items()}
+    made: dict[str, RewardModel] = {}
+    terms = {}
+    for name, config in configs.items():
+        home = device if config.device is None else config.device
+        same = repr((found[name].file, sorted(config.options.items()), str(home)))
+        if same not in made:
+            made[same] = _build_one(found[name], config, home)
+        terms[name] = _term(made[same], found[name].card, config, home)
+    return CompositeReward(terms)
+
+
+def _term(reward: RewardModel, card: RewardCard, config: RewardConfig, home: str | torch.device) -> Term:
+    from difalign.core.protocols import Movable
+    from difalign.reward_models.composite import Gate, Term
+
+    constants = fixed_scale(card, config)
+    if config.offload:
+        if not isinstance(reward, Movable):
+            raise ConfigError(f"reward {card.name!r}: offload = true: it has no weights to move; use offload=false")
+        reward.to("cpu")
+    return Term(
+        reward,
+        config.weight,
+        mean=None if constants is None else constants.mean,
+        std=None if constants is None else constants.std,
+        gate=None if config.gate is None else Gate(config.gate.at_least, config.gate.otherwise),
+        on_error=config.on_error,
+        retries=config.retries,
+        home=home if config.offload else None,
     )
 
 

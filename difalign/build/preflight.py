@@ -14,6 +14,7 @@ from difalign.build.cards import (
     Found,
     PipelineCard,
     RewardCard,
+    fixed_scale,
     load_pipeline_card,
     load_reward_card,
     reward_options,
@@ -121,6 +122,7 @@ def _reward(config: RunConfig, name: str, roots: Sequence[Path] | None) -> Found
         entry = config.rewards[name]
         found = load_reward_card(entry.card or name, roots)
         reward_options(found.card, entry)
+        fixed_scale(found.card, entry)
         if found.card.prompt_reader is not None:
             check_target(found.card.prompt_reader)
     except ConfigError as error:

@@ -17,6 +17,8 @@ def comparison_checks(config: RunConfig) -> tuple[str | None, ...]:
         _history_never_full(config),
         _overlapping_thresholds(config),
         _pick_of_one(config),
+        _reward_without_group(config),
+        _gate_among_groups(config),
     )
 
 
@@ -38,6 +40,28 @@ def _group_of_one(config: RunConfig) -> str | None:
         f"sampling.samples_per_prompt = {sampling.samples_per_prompt}: a sample needs another of its prompt to be "
         "compared with; use sampling.samples_per_prompt >= 2"
     )
+
+
+def _reward_without_group(config: RunConfig) -> str | None:
+    statistics = config.objective.advantage.statistics
+    for name, reward in config.rewards.items():
+        if reward.scale.kind == "group" and statistics != "group":
+            return (
+                f"rewards.{name}.scale.kind = group: compares the reward within groups of its own, and "
+                f"objective.advantage.statistics = {statistics} otherwise; use statistics=group, or scale.kind=rank"
+            )
+    return None
+
+
+def _gate_among_groups(config: RunConfig) -> str | None:
+    apart = [name for name, reward in config.rewards.items() if reward.scale.kind == "group"]
+    gates = [name for name, reward in config.rewards.items() if reward.gate is not None]
+    if apart and gates:
+        return (
+            f"rewards.{gates[0]}.gate: replaces the whole reward of a sample, of which rewards.{apart[0]}.scale.kind = "
+            "group keeps a part by itself; use scale.kind=rank there, or no gate"
+        )
+    return None
 
 
 def _statistics_without_groups(config: RunConfig) -> str | None:

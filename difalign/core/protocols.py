@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol, Self, runtime_checkable
@@ -138,6 +137,14 @@ class GroupReward(RewardModel, Protocol):
     def groupwise(self) -> bool: ...
 
 
+class Pending(Protocol):
+    """An answer on its way, such as a ``concurrent.futures.Future``."""
+
+    def result(self) -> RewardOutput:
+        """The answer; waits for it, and raises what computing it raised."""
+        ...
+
+
 @runtime_checkable
 class SubmittedReward(RewardModel, Protocol):
     """A reward that is computed elsewhere, so that sampling can go on meanwhile."""
@@ -149,7 +156,7 @@ class SubmittedReward(RewardModel, Protocol):
         *,
         metadata: Metadata | None = None,
         sigma: float | None = None,
-    ) -> Future[RewardOutput]:
+    ) -> Pending:
         """What ``score`` returns, later."""
         ...
 

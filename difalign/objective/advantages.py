@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,11 +27,15 @@ class Advantages:
     std: Tensor  # [G] float64, 0 for a single row
     zero_variance: Tensor  # [G] bool: no spread or a single row, hence advantage exactly 0
     extremes: Extremes | None = None  # what is picked of each group; None if everything counts
+    scored: Tensor | None = None  # [M] bool, on the CPU: rows with a reward; None = all
 
     @property
     def zero_variance_fraction(self) -> float:
         """The share of groups that carry no signal."""
         return float(self.zero_variance.double().mean())
+
+
+Compare = Callable[[Tensor, Tensor], Advantages]  # (rewards [M], group [M]) -> their advantages
 
 
 def group_advantages(
@@ -128,6 +132,28 @@ def standardised_advantages(
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in ([m.mean for m in used], [m.std for m in used]))
     peers = _Peers(ids, inverse, torch.tensor([m.count for m in used]), mean, std)
     return _standardised(rewards, peers, std + eps)
+
+
+def among_scored(rewards: Tensor, group: Tensor, compare: Compare) -> Advantages:
+    """``compare(rewards, group)`` among the rows that have a reward; the others (NaN) have an advantage of exactly 0.
+
+    A number in the place of a missing reward would move mean and std of its group, and with them the sign of the
+    advantages of others.
+
+    Args:
+        rewards: [M].
+        group: [M] int64; a group without a reward is not in the result.
+        compare: what makes advantages of rewards.
+    """
+    scored = ~rewards.isnan()
+    if bool(scored.all()):
+        return compare(rewards, group)
+    whole = torch.zeros_like(rewards, dtype=torch.float32)
+    if not bool(scored.any()):
+        none, no_group = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+        return Advantages(whole, no_group, no_group, none, none, none.bool(), scored=scored.cpu())
+    found = compare(rewards[scored], group[scored])
+    return replace(found, advantage=whole.masked_scatter_(scored, found.advantage), scored=scored.cpu())
 
 
 def scaled_advantage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ class SampleRecord:
     prompt: str
     kind: str  # category of the prompt
     seed: int
-    scores: Mapping[str, float]  # name -> score, higher is better; "total" is what was trained on
+    scores: Mapping[str, float]  # name -> score, higher is better, NaN = none; "total" is what was trained on
     prompt_index: int  # position in the prompt list
 
     @property
@@ -30,6 +31,17 @@ class Evaluation:
     rollout: int
     label: str  # "base", "tuned", or any other name
     records: tuple[SampleRecord, ...]
+
+    @property
+    def totals(self) -> list[float]:
+        """The score of every sample that could be scored."""
+        return [total for record in self.records if not math.isnan(total := record.scores["total"])]
+
+    @property
+    def mean(self) -> float:
+        """Of the scores; NaN if there is none."""
+        totals = self.totals
+        return sum(totals) / len(totals) if totals else math.nan
 
 
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:

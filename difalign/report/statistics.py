@@ -106,6 +106,14 @@ def paired_gain(
     )
 
 
+def scored_in_both(
+    base: Sequence[SampleRecord], tuned: Sequence[SampleRecord]
+) -> tuple[list[SampleRecord], list[SampleRecord]]:
+    """Both evaluations without the samples that either could not score, so that they stay pairs."""
+    failed = {record.key for record in (*base, *tuned) if math.isnan(record.scores.get("total", 0.0))}
+    return [record for record in base if record.key not in failed], [r for r in tuned if r.key not in failed]
+
+
 def pair_scores(base: Sequence[SampleRecord], tuned: Sequence[SampleRecord], *, score: str = "total") -> PairedScores:
     """One score of two evaluations, matched by prompt and seed, in the order of ``base``.
 
@@ -153,12 +161,13 @@ def summarise_gain(
     seed: int,
     resamples: int = DEFAULT_RESAMPLES,
 ) -> dict[str, Any]:
-    """The part of ``summary.json`` that compares the two evaluations.
+    """The part of ``summary.json`` that compares the two evaluations, on the samples that have a score in both.
 
     Returns:
         ``base``, ``tuned``, ``gain``, ``gain_ci95`` of "total"; ``prompts`` and ``samples``; ``per_category``:
         kind -> base, tuned, gain, ci95, n; ``scores``: the same figures for every score, all kinds together.
     """
+    base, tuned = scored_in_both(base, tuned)
     total = pair_scores(base, tuned)
     overall = paired_gain(total.base, total.tuned, total.prompt, seed=seed, resamples=resamples)
     kinds = gain_by_kind(total, seed=seed, resamples=resamples)

@@ -16,7 +16,8 @@ def edge_rewards(leaf_rewards: Tensor, trajectories: Trajectories) -> Tensor:
     """The reward of every edge: the mean over the leaves that descend from it, [M] float32.
 
     An edge of a single walk gets its leaf's reward; an inner edge of a tree gets the mean of its subtree (BranchGRPO,
-    arXiv 2509.06040). Summed in float64, so that leaves with one value give their edges exactly that value.
+    arXiv 2509.06040). Summed in float64, so that leaves with one value give their edges exactly that value. Leaves
+    without a reward (NaN) are left out; an edge that has no other is NaN itself.
 
     Raises:
         ValueError: if there is not one reward a leaf.
@@ -26,6 +27,8 @@ def edge_rewards(leaf_rewards: Tensor, trajectories: Trajectories) -> Tensor:
         raise ValueError(f"leaf_rewards must have shape ({leaves},), one a leaf, got {tuple(leaf_rewards.shape)}")
     edge, leaf = trajectories.descent
     values = leaf_rewards.to(edge.device, torch.float64)[leaf]
+    scored = ~values.isnan()
+    edge, values = edge[scored], values[scored]
     sums = torch.zeros(trajectories.step.shape[0], dtype=torch.float64, device=edge.device)
     counts = torch.zeros_like(sums)
     sums.index_add_(0, edge, values)

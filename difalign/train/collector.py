@@ -14,13 +14,14 @@ from difalign.core.gaussian import LOG_PROBS
 from difalign.core.prompts import Prompt
 from difalign.core.protocols import Condition, Pipeline, RewardModel
 from difalign.core.rng import row_seed
-from difalign.core.types import NoiseGrid, Plan, Scored
+from difalign.core.types import NoiseGrid, Plan, Scored, Trajectories
 from difalign.objective.diversity import pairwise_distance
 from difalign.rollout.engine import rollout
 from difalign.rollout.grouping import edge_rewards, group_ids
+from difalign.train.combination import Combination, Combined
 from difalign.train.runtime import Runtime
 from difalign.train.sampler import Draw, number_draws, rollout_prompts, split_groups, uniform_prompts
-from difalign.train.scoring import decode_and_score
+from difalign.train.scoring import Media, Scoring, decode_and_submit
 
 PlanSchedule = Callable[[int], tuple[Plan, ...]]  # rollout index -> the plans it runs
 Report = Callable[[str, int, int], None]  # (phase, done, total)
@@ -35,8 +36,25 @@ class Batch:
     prompt_index: Tensor  # [R] the prompt of every root
     root_position: Tensor  # [R] int64, of every root among those of the update, over all processes
     prompts: tuple[str, ...]  # rows of condition
-    rewards: Mapping[str, Tensor]  # name -> [L]
+    rewards: Mapping[str, Tensor]  # name -> [L]; NaN where a sample has none
+    parts: tuple[tuple[float, Tensor], ...]  # (weight, [M]): of the reward, what is compared by itself; empty = nothing
     distances: Tensor  # [G] between the samples of each prompt; empty if the run does not look
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """A batch whose scores are on their way."""
+
+    walks: Trajectories
+    condition: Condition
+    prompt_index: Tensor  # [R]
+    root_position: Tensor  # [R]
+    texts: tuple[str, ...]
+    scoring: Scoring
+
+    @property
+    def prompt_of_leaf(self) -> Tensor:
+        return self.prompt_index[self.walks.final_root.cpu()]
 
 
 @final
@@ -58,15 +76,23 @@ class Collector:
         self._pipeline = pipeline
         self._prompts = prompts
         self._plans = plans
+        self._metadata = {prompt.text: prompt.metadata for prompt in prompts}
         self._log_prob = LOG_PROBS[config.objective.log_prob]
         self._config = config
         self._runtime = runtime
         self._grid = grid
+        self.combination = Combination(config, runtime)
         self.forwards = 0  # of all processes
         self.reward_calls = 0  # likewise
 
     def collect(self, index: int, report: Report) -> list[Batch]:
-        """The batches of rollout ``index``, one an update: this process's whole groups of each."""
+        """The batches of rollout ``index``, one an update: this process's whole groups of each.
+
+        A reward that is computed elsewhere scores one batch while the next is sampled.
+
+        Raises:
+            RuntimeError: if more samples are without a reward than the guard allows.
+        """
         config = self._config
         draw = {"passes": rollout_prompts, "uniform": uniform_prompts}[config.sampling.draw]
         chosen = draw(
@@ -77,10 +103,14 @@ class Collector:
             rollout=index,
         )
         plans = self._plans(index)
-        batches = []
+        sampled = []
         for draws in number_draws([[self._prompts[i].text for i in indices] for indices in chosen]):
             mine = split_groups(draws, rank=self._runtime.rank, world=self._runtime.world)
-            batches.append(self._batch(mine, plans, index, report))
+            sampled.append(self._sample(mine, plans, index, report))
+        media = [each.scoring.result() for each in sampled]
+        self._check_failed(media, [each.scoring.prompts for each in sampled], index)
+        combined = self.combination.combine(media, [each.prompt_of_leaf for each in sampled])
+        batches = [self._batch(*each) for each in zip(sampled, media, combined, strict=True)]
         forwards = sum(batch.scored.trajectories.forwards for batch in batches)
         leaves = sum(batch.scored.trajectories.final.shape[0] for batch in batches)
         totals = self._runtime.total([forwards, leaves])
@@ -88,7 +118,7 @@ class Collector:
         self.reward_calls += round(totals[1])
         return batches
 
-    def _batch(self, draws: Sequence[Draw], plans: tuple[Plan, ...], index: int, report: Report) -> Batch:
+    def _sample(self, draws: Sequence[Draw], plans: tuple[Plan, ...], index: int, report: Report) -> _Sampled:
         sampling = self._config.sampling
         roots = self._config.roots_per_prompt
         texts = [draw.text for draw in draws]
@@ -114,23 +144,51 @@ class Collector:
             )
         report("scoring", 0, walks.final.shape[0])
         prompt_of_leaf = prompt_index[walks.final_root.cpu()]
+        of_leaf = [texts[p] for p in prompt_of_leaf.tolist()]
         watched = self._config.guards.enabled and self._config.guards.min_diversity is not None
-        media = decode_and_score(
+        scoring = decode_and_submit(
             self._pipeline,
             self.reward,
             walks.final,
-            [texts[p] for p in prompt_of_leaf.tolist()],
+            of_leaf,
+            metadata=[self._metadata.get(text, {}) for text in of_leaf],
             micro_batch=sampling.micro_batch,
             keep_thumbnails=watched,
             progress=lambda done, total: report("scoring", done, total),
         )
+        position = torch.tensor([draw.position * roots + s for draw, s in starts])
+        return _Sampled(walks, condition, prompt_index, position, tuple(texts), scoring)
+
+    def _batch(self, sampled: _Sampled, media: Media, combined: Combined) -> Batch:
+        walks, small = sampled.walks, media.thumbnails
         scored = Scored(
             trajectories=walks,
-            rewards={"total": media.scores, **media.components},
-            edge_reward=edge_rewards(media.scores, walks),
-            group=group_ids(walks, prompt_index, by=self._config.objective.advantage.group_by),
+            rewards={"total": combined.total, **media.components},
+            edge_reward=edge_rewards(combined.total, walks),
+            group=group_ids(walks, sampled.prompt_index, by=self._config.objective.advantage.group_by),
         )
-        small = media.thumbnails
-        distances = torch.zeros(0) if small is None else pairwise_distance(small, prompt_of_leaf)
-        position = torch.tensor([draw.position * roots + s for draw, s in starts])
-        return Batch(scored, condition, prompt_index, position, tuple(texts), scored.rewards, distances)
+        return Batch(
+            scored,
+            sampled.condition,
+            sampled.prompt_index,
+            sampled.root_position,
+            sampled.texts,
+            scored.rewards,
+            parts=tuple((weight, edge_rewards(values, walks)) for weight, values in combined.parts),
+            distances=torch.zeros(0) if small is None else pairwise_distance(small, sampled.prompt_of_leaf),
+        )
+
+    def _check_failed(self, media: Sequence[Media], prompts: Sequence[Sequence[str]], index: int) -> None:
+        """Refuse to go on by a few of the samples; all processes find the same, and stop together."""
+        guards, runtime = self._config.guards, self._runtime
+        failed, samples = runtime.total([sum(len(each.errors) for each in media), sum(len(each) for each in prompts)])
+        if not (guards.enabled and failed > guards.max_failed * samples):
+            return
+        reasons = [
+            (texts[row], why) for each, texts in zip(media, prompts, strict=True) for row, why in each.errors.items()
+        ]
+        text, why = runtime.gather(reasons[:1])[0]
+        raise RuntimeError(
+            f"rollout {index + 1}: {failed:.0f} of {samples:.0f} samples have no reward, more than guards.max_failed = "
+            f"{guards.max_failed:g} allows; the first, of {text!r}: {why}; correct the reward, or allow more"
+        )

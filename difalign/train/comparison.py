@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import final
 
 import torch
@@ -13,6 +15,7 @@ from difalign.core.config import ObjectiveConfig
 from difalign.objective.advantages import (
     Advantages,
     Moments,
+    among_scored,
     group_advantages,
     moments,
     reward_std,
@@ -25,6 +28,7 @@ from difalign.objective.stage_history import StageHistory, StageRewards
 from difalign.train.collector import Batch
 from difalign.train.runtime import Runtime
 
+_NOTHING = Moments(0, 0.0, 0.0)  # of a prompt without a reward, which nothing is measured against
 _PromptRewards = tuple[int, str, list[float]]  # (update, prompt, its rewards), in the order they are to be kept
 
 
@@ -80,27 +84,45 @@ class Comparison:
         )
 
     def _extremes(self, batch: Batch, advantage: Tensor) -> Extremes | None:
-        chosen = self._options.selection
-        if chosen is not None:
-            return extremes(advantage, batch.scored.group, positive=chosen.positive, negative=chosen.negative)
-        return extremes(advantage, batch.scored.group) if self._paired else None
+        chosen, group = self._options.selection, batch.scored.group
+        if chosen is None and not self._paired:
+            return None
+        rows = (~batch.scored.edge_reward.isnan()).nonzero().flatten()
+        if chosen is None:
+            found = extremes(advantage[rows], group[rows])
+        else:
+            found = extremes(advantage[rows], group[rows], positive=chosen.positive, negative=chosen.negative)
+        of_all = rows.cpu()
+        return replace(found, best=of_all[found.best], worst=of_all[found.worst])
 
     def _within_groups(self, batches: Sequence[Batch]) -> list[Advantages]:
+        """By the whole reward; or by every part of it that is compared by itself, whose advantages are weighted."""
+        whole = self._grouped(batches, [batch.scored.edge_reward for batch in batches])
+        weights = [weight for weight, _ in batches[0].parts]
+        if not weights:
+            return whole
+        parts = [self._grouped(batches, [batch.parts[k][1] for batch in batches]) for k in range(len(weights))]
+        return [
+            replace(
+                found,
+                advantage=torch.stack(
+                    [weight * part[i].advantage for weight, part in zip(weights, parts, strict=True)]
+                ).sum(dim=0),
+                zero_variance=torch.stack([part[i].zero_variance for part in parts]).all(dim=0),
+            )
+            for i, found in enumerate(whole)
+        ]
+
+    def _grouped(self, batches: Sequence[Batch], rewards: Sequence[Tensor]) -> list[Advantages]:
         """Groups never leave a process; a global spread is over everything gathered."""
         options, spread = self._options, None
         if options.std == "global":
-            local = torch.cat([batch.scored.edge_reward for batch in batches]).tolist()
+            local = [reward for reward in torch.cat(list(rewards)).tolist() if not math.isnan(reward)]
             spread = reward_std(torch.tensor(self._runtime.gather(local)), ddof=options.ddof)
+        compare = partial(group_advantages, std=options.std, ddof=options.ddof, eps=options.eps, global_std=spread)
         return [
-            group_advantages(
-                batch.scored.edge_reward,
-                batch.scored.group,
-                std=options.std,
-                ddof=options.ddof,
-                eps=options.eps,
-                global_std=spread,
-            )
-            for batch in batches
+            among_scored(of_edges, batch.scored.group, compare)
+            for batch, of_edges in zip(batches, rewards, strict=True)
         ]
 
     def _with_the_rollout(self, batches: Sequence[Batch]) -> list[Advantages]:
@@ -128,11 +150,16 @@ class Comparison:
         for batch in batches:
             root = batch.scored.trajectories.root
             of_edge = batch.prompt_index.to(root.device)[root]
-            compared.append(self._against(batch, of_edge, [measure(prompt) for prompt in batch.prompts]))
+            scored = set(of_edge[~batch.scored.edge_reward.isnan()].tolist())
+            measures = [
+                measure(prompt) if i in scored else Moments(0, 0.0, 0.0) for i, prompt in enumerate(batch.prompts)
+            ]
+            compared.append(self._against(batch, of_edge, measures))
         return compared
 
     def _against(self, batch: Batch, group: Tensor, measures: Sequence[Moments]) -> Advantages:
-        return standardised_advantages(batch.scored.edge_reward, group, measures, eps=self._options.eps)
+        compare = partial(standardised_advantages, measures=measures, eps=self._options.eps)
+        return among_scored(batch.scored.edge_reward, group, compare)
 
     def _moments(self, gathered: Sequence[_PromptRewards]) -> Moments:
         return moments(torch.tensor([r for _, _, rewards in gathered for r in rewards]), ddof=self._options.ddof)
@@ -144,6 +171,8 @@ class Comparison:
             of_prompt: dict[int, list[float]] = {}
             prompts = batch.prompt_index[batch.scored.trajectories.final_root.cpu()].tolist()
             for prompt, reward in zip(prompts, batch.rewards["total"].tolist(), strict=True):
+                if math.isnan(reward):
+                    continue
                 of_prompt.setdefault(prompt, []).append(reward)
             local += [(update, batch.prompts[prompt], rewards) for prompt, rewards in of_prompt.items()]
         return sorted(self._runtime.gather(local))

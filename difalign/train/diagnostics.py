@@ -21,7 +21,7 @@ from torch.nn.utils import get_total_norm
 from difalign.core.config import RunConfig
 from difalign.core.protocols import TrainablePipeline
 from difalign.core.types import NoiseGrid, Plan
-from difalign.objective.advantages import group_advantages
+from difalign.objective.advantages import among_scored, group_advantages
 from difalign.objective.surrogate import Surrogate
 from difalign.objective.weights import trained_steps
 from difalign.report.diagnostics import Diagnostics, PromptTrees, StepSignal
@@ -151,9 +151,10 @@ class StepWatch:
         self._sums["edges"] += torch.bincount(walks.step.cpu(), minlength=self._grid.num_steps)
         seeds = group_ids(walks, batch.prompt_index, by="seed")
         for group, count, total in ((batch.scored.group, "groups", "std"), (seeds, "seeds", "seed_std")):
-            spread = group_advantages(batch.scored.edge_reward, group)
+            spread = among_scored(batch.scored.edge_reward, group, group_advantages)
             told = spread.size > 1  # a single edge has no spread
-            step = torch.empty_like(spread.group).scatter_(0, group.cpu(), walks.step.cpu())[told]
+            step_of_group = torch.zeros(int(group.max()) + 1, dtype=torch.int64)
+            step = step_of_group.scatter_(0, group.cpu(), walks.step.cpu())[spread.group][told]
             self._sums[count] += torch.bincount(step, minlength=self._grid.num_steps)
             self._sums[total].index_add_(0, step, spread.std[told])
 

@@ -6,14 +6,14 @@ gives one alarm; it can give another once it has passed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
 from difalign.core.config import RunConfig
 from difalign.report.alarms import Alarm
 from difalign.report.records import Evaluation
-from difalign.report.statistics import pair_scores, paired_gain
+from difalign.report.statistics import pair_scores, paired_gain, scored_in_both
 from difalign.train.alarms import Alarms
 
 _MEMORY = 0.8  # of a running mean, an update: about five updates
@@ -73,7 +73,7 @@ class DriftWatch:
     def evaluation(self, evaluation: Evaluation, *, update: int) -> None:
         """Look at one evaluation, the base among them."""
         best = self._best
-        if best is None or _mean(evaluation) > _mean(best):
+        if best is None or evaluation.mean > best.mean:
             self._best = evaluation
             self._trends.reward_at_best = self._trends.reward
         if best is not None and self._guards.enabled and self._guards.heldout:
@@ -134,7 +134,7 @@ class DriftWatch:
         )
 
     def _heldout(self, evaluation: Evaluation, best: Evaluation, update: int) -> None:
-        pairs = pair_scores(best.records, evaluation.records)
+        pairs = pair_scores(*scored_in_both(best.records, evaluation.records))
         resamples = self._config.evaluation.bootstrap_samples
         gain = paired_gain(pairs.base, pairs.tuned, pairs.prompt, seed=self._config.seed, resamples=resamples)
         then, now = self._trends.reward_at_best, self._trends.reward
@@ -180,8 +180,3 @@ def _running(mean: float | None, value: float | None) -> float | None:
     if value is None:
         return mean
     return value if mean is None else _MEMORY * mean + (1 - _MEMORY) * value
-
-
-def _mean(evaluation: Evaluation) -> float:
-    totals: Sequence[float] = [record.scores["total"] for record in evaluation.records]
-    return sum(totals) / len(totals)

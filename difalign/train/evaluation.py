@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ class EvaluationPlan:
     seeds_per_prompt: int
     micro_batch: int
     shown: int = 36
+    max_failed: float = 1.0  # the share of samples that may be without a score
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,21 @@ def evaluate(
     label: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
-    """Sample every prompt by the ODE and score it; prompts are shared among the processes."""
+    """Sample every prompt by the ODE and score it; prompts are shared among the processes.
+
+    Raises:
+        RuntimeError: if more samples have no score than the plan allows.
+    """
     keys = [(p, s) for p in range(len(prompts)) for s in range(plan.seeds_per_prompt)]
     shown = spread_over_kinds([_record(prompts, key, {}) for key in keys], limit=plan.shown)
-    mine = runtime.share(list(range(len(keys))))
+    # A reward that compares the samples of a prompt is given them all.
+    unit = plan.seeds_per_prompt if getattr(reward, "groupwise", False) else 1
+    mine = [unit * first + i for first in runtime.share(list(range(len(keys) // unit))) for i in range(unit)]
+    at_once = max(plan.micro_batch // unit, 1) * unit
     samples: list[_Sample] = []
     forwards = 0
-    for start in range(0, len(mine), plan.micro_batch):
-        rows = mine[start : start + plan.micro_batch]
+    for start in range(0, len(mine), at_once):
+        rows = mine[start : start + at_once]
         part, spent = _evaluate_rows(pipeline, reward, prompts, [keys[row] for row in rows], plan)
         forwards += spent
         samples += [
@@ -76,8 +85,14 @@ def evaluate(
             for row, (record, image) in zip(rows, part, strict=True)
         ]
         if progress is not None:
-            progress(min(start + plan.micro_batch, len(mine)), len(mine))
+            progress(min(start + at_once, len(mine)), len(mine))
     gathered = sorted(runtime.gather(samples), key=lambda sample: sample.index)
+    failed = sum(math.isnan(sample.record.scores["total"]) for sample in gathered)
+    if failed > plan.max_failed * len(gathered):
+        raise RuntimeError(
+            f"evaluation {label!r}: {failed} of {len(gathered)} samples have no reward, more than guards.max_failed = "
+            f"{plan.max_failed:g} allows; correct the reward, or allow more"
+        )
     pictures = [gathered[index].pixels for index in shown]
     return EvaluationResult(
         evaluation=Evaluation(rollout_index, label, tuple(sample.record for sample in gathered)),
@@ -103,7 +118,15 @@ def _evaluate_rows(
         root_seeds=[evaluation_seed(text, s) for text, (_, s) in zip(texts, keys, strict=True)],
         micro_batch=plan.micro_batch,
     )
-    media = decode_and_score(pipeline, reward, walk.final, texts, micro_batch=plan.micro_batch, keep_pixels=True)
+    media = decode_and_score(
+        pipeline,
+        reward,
+        walk.final,
+        texts,
+        micro_batch=plan.micro_batch,
+        metadata=[prompts[p].metadata for p, _ in keys],
+        keep_pixels=True,
+    )
     assert media.pixels is not None
     part = []
     for row, key in enumerate(keys):

@@ -26,11 +26,14 @@ class Meter:
         self._norm = 0.0
 
     def rewards(self, rewards: Mapping[str, Tensor], advantages: Advantages) -> None:
-        """Rewards of the samples ([L] each) and the groups they were compared in."""
+        """Rewards of the samples ([L] each; NaN is left out) and the groups they were compared in."""
         for name, values in rewards.items():
-            self._add(f"reward/{name}", float(values.double().sum()), values.numel())
+            scored = values[~values.isnan()].double()
+            self._add(f"reward/{name}", float(scored.sum()), scored.numel())
             if name == "total":
-                self._add("reward_square", float(values.double().square().sum()), values.numel())
+                self._add("reward_square", float(scored.square().sum()), scored.numel())
+                if scored.numel() < values.numel():
+                    self._add("without_reward", values.numel() - scored.numel(), values.numel())
         self._add("zero_variance_groups", float(advantages.zero_variance.sum()), advantages.zero_variance.numel())
         self._add("group_std", float(advantages.std.sum()), advantages.std.numel())
 

@@ -82,6 +82,8 @@ def _kept_rows(compared: Advantages, config: RunConfig) -> Tensor:
         return compared.extremes.pairs
     advantage = compared.advantage.cpu()
     rows = torch.arange(advantage.numel()) if compared.extremes is None else compared.extremes.rows
+    if compared.scored is not None:  # what has no reward is not trained on, not even by a divergence
+        rows = rows[compared.scored[rows]]
     if config.objective.filter_zero_variance:
         rows = rows[informative_rows(advantage[rows])]
     return rows[:, None]

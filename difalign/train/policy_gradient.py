@@ -158,7 +158,11 @@ class PolicyGradient:
             "overflows": self._overflows,
             "skipped": self._skipped,
         }
-        return replace(self._optimisation.state(counters), prompt_rewards=self._comparison.prompt_rewards)
+        return replace(
+            self._optimisation.state(counters),
+            prompt_rewards=self._comparison.prompt_rewards,
+            reward_moments=self._collector.combination.moments,
+        )
 
     def restore(self, state: TrainerState) -> None:
         """Go on from ``state``; an average that it does not hold begins at its weights.
@@ -181,6 +185,7 @@ class PolicyGradient:
         """
         self._optimisation.restore(state)
         self._comparison.restore(state.prompt_rewards)
+        self._collector.combination.restore(state.reward_moments)
         self._seal.close()
 
     # --- updating -----------------------------------------------------------------------------------------------

@@ -328,7 +328,12 @@ class _Run:
                 pipeline,
                 self.task.reward,
                 self.task.heldout[: options.limit],
-                EvaluationPlan(options.steps, options.seeds_per_prompt, options.micro_batch),
+                EvaluationPlan(
+                    options.steps,
+                    options.seeds_per_prompt,
+                    options.micro_batch,
+                    max_failed=self.config.guards.max_failed,
+                ),
                 self.runtime,
                 rollout_index=rollout,
                 label=label,
@@ -346,8 +351,8 @@ class _Run:
         self.tracking.evaluation(evaluation, step=step, images=result.images, shown=result.shown)
         if self.log is not None:
             self.log.write_evaluation(evaluation, images=result.images, shown=result.shown)
-            total = [record.scores["total"] for record in evaluation.records]
-            self.view.note(f"held-out {evaluation.label}: {sum(total) / len(total):.4f} over {len(total)} samples")
+            scored = len(evaluation.totals)
+            self.view.note(f"held-out {evaluation.label}: {evaluation.mean:.4f} over {scored} samples")
         self.guards.evaluation(trainer, evaluation)
 
     def _export(self, trainer: PolicyGradient, rollouts: int) -> None:

@@ -75,9 +75,8 @@ class RunGuards:
         found: dict[str, Any] = {"alarms": self._alarms.counts}
         best = self._drift.best
         if best is not None and self._config.guards.keep_best:
-            totals = [record.scores["total"] for record in best.records]
             folder = BEST_FOLDER if best.rollout else None
-            found["best"] = {"rollout": best.rollout, "score": sum(totals) / len(totals), "folder": folder}
+            found["best"] = {"rollout": best.rollout, "score": best.mean, "folder": folder}
         return found | ({"returns": self._returns} if self._returns else {})
 
     # --- what it does -------------------------------------------------------------------------------------------

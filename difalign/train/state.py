@@ -38,12 +38,15 @@ class TrainerState:
     loss_scaling: Mapping[str, float] = field(default_factory=dict)  # of float16; empty otherwise
     prompt_rewards: Sequence[Mapping[str, Sequence[float]]] = ()  # of every prompt; one mapping a stage, oldest first
 
+    reward_moments: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of rewards in running units
+
     def files(self) -> dict[str, Write]:
         """What writes each file of a checkpoint, by name."""
         numbers = {
             "counters": dict(self.counters),
             "loss_scaling": dict(self.loss_scaling),
             "prompt_rewards": [{name: list(kept) for name, kept in stage.items()} for stage in self.prompt_rewards],
+            "reward_moments": {name: list(moments) for name, moments in self.reward_moments.items()},
         }
         return {
             WEIGHTS_FILE: partial(_write_tensors, self.weights),
@@ -65,6 +68,7 @@ def read_trainer_state(folder: Path) -> TrainerState:
         counters=numbers["counters"],
         loss_scaling=numbers["loss_scaling"],
         prompt_rewards=numbers["prompt_rewards"],
+        reward_moments=numbers.get("reward_moments", {}),
     )
 
 

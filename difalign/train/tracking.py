@@ -6,6 +6,7 @@ and none talks to a server unless ``tracking.online`` says so.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -160,7 +161,7 @@ def _log_images(tracker: Any, images: Mapping[str, object], *, step: int) -> Non
 
 
 def _mean_scores(evaluation: Evaluation) -> dict[str, float]:
-    records = evaluation.records
+    records = [record for record in evaluation.records if not math.isnan(record.scores["total"])]
     means = {f"heldout/{name}": _mean([r.scores[name] for r in records]) for name in shared_scores(records)}
     for kind in dict.fromkeys(record.kind for record in records if record.kind):
         of_kind = [record.scores["total"] for record in records if record.kind == kind]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from difalign.core.protocols import RewardModel
 from difalign.core.types import Metadata, RewardOutput
-from difalign.reward_models.composite import WeightedReward
+from difalign.reward_models.composite import CompositeReward
 
 PROMPTS = ["a", "bb", "ccc"]
 
@@ -50,7 +50,7 @@ def media() -> Tensor:
 
 
 def test_sum_is_exact_and_parts_are_logged_raw() -> None:
-    reward = WeightedReward({"bright": (Brightness(), 2.0), "long": (Length(), -0.5)})
+    reward = CompositeReward.weighted({"bright": (Brightness(), 2.0), "long": (Length(), -0.5)})
     output = reward.score(media(), PROMPTS)
     assert output.scores.tolist() == [0.0 * 2 - 0.5, 0.25 * 2 - 1.0, 1.0 * 2 - 1.5]
     assert output.scores.dtype == torch.float32
@@ -66,32 +66,36 @@ def test_sum_is_linear_in_the_weights() -> None:
     pixels = torch.rand(3, 3, 4, 4, generator=source)
 
     def total(first: float, second: float) -> Tensor:
-        return WeightedReward({"a": (Brightness(), first), "b": (Length(), second)}).score(pixels, PROMPTS).scores
+        return (
+            CompositeReward.weighted({"a": (Brightness(), first), "b": (Length(), second)})
+            .score(pixels, PROMPTS)
+            .scores
+        )
 
     torch.testing.assert_close(total(1.5, -2.0), 1.5 * total(1.0, 0.0) - 2.0 * total(0.0, 1.0))
 
 
 def test_one_reward_of_weight_one_is_itself() -> None:
     alone = Brightness().score(media(), PROMPTS)
-    summed = WeightedReward({"bright": (Brightness(), 1.0)}).score(media(), PROMPTS)
+    summed = CompositeReward.weighted({"bright": (Brightness(), 1.0)}).score(media(), PROMPTS)
     assert torch.equal(summed.scores, alone.scores)
 
 
 def test_weight_zero_is_scored_and_shown_but_does_not_count() -> None:
-    output = WeightedReward({"bright": (Brightness(), 1.0), "long": (Length(), 0.0)}).score(media(), PROMPTS)
+    output = CompositeReward.weighted({"bright": (Brightness(), 1.0), "long": (Length(), 0.0)}).score(media(), PROMPTS)
     assert output.scores.tolist() == [0.0, 0.25, 1.0]
     assert output.components["long"].tolist() == [1.0, 2.0, 3.0]
 
 
 def test_two_of_a_kind_keep_their_own_names() -> None:
-    output = WeightedReward({"x": (Brightness(), 1.0), "y": (Brightness(), 3.0)}).score(media(), PROMPTS)
+    output = CompositeReward.weighted({"x": (Brightness(), 1.0), "y": (Brightness(), 3.0)}).score(media(), PROMPTS)
     assert output.scores.tolist() == [0.0, 1.0, 4.0]
     assert set(output.components) == {"x", "x/half", "y", "y/half"}
 
 
 def test_every_part_sees_the_noise_level_once() -> None:
     bright = Brightness()
-    reward = WeightedReward({"bright": (bright, 1.0)})
+    reward = CompositeReward.weighted({"bright": (bright, 1.0)})
     reward.score(media(), PROMPTS, sigma=0.3)
     reward.score(media()[:1], PROMPTS[:1])
     assert bright.calls == [(3, 0.3), (1, None)]
@@ -99,7 +103,7 @@ def test_every_part_sees_the_noise_level_once() -> None:
 
 def test_gradient_is_the_weighted_sum_of_gradients() -> None:
     pixels = media().requires_grad_()
-    reward = WeightedReward({"x": (Brightness(), 2.0), "y": (Brightness(), -0.5)})
+    reward = CompositeReward.weighted({"x": (Brightness(), 2.0), "y": (Brightness(), -0.5)})
     (gradient,) = torch.autograd.grad(reward.score(pixels, PROMPTS).scores.sum(), pixels)
     torch.testing.assert_close(gradient, torch.full_like(gradient, (2.0 - 0.5) / 12))
 
@@ -107,23 +111,23 @@ def test_gradient_is_the_weighted_sum_of_gradients() -> None:
 @pytest.mark.parametrize(("parts", "expected"), [((True, True), True), ((True, False), False), ((False,), False)])
 def test_is_differentiable_if_every_part_is(parts, expected) -> None:
     rewards = {str(i): (Brightness(differentiable=part), 1.0) for i, part in enumerate(parts)}
-    assert WeightedReward(rewards).differentiable is expected
+    assert CompositeReward.weighted(rewards).differentiable is expected
 
 
 def test_is_a_reward_itself_and_nests() -> None:
-    inner = WeightedReward({"bright": (Brightness(), 2.0)})
+    inner = CompositeReward.weighted({"bright": (Brightness(), 2.0)})
     assert isinstance(inner, RewardModel)
-    output = WeightedReward({"inner": (inner, 3.0), "long": (Length(), 1.0)}).score(media(), PROMPTS)
+    output = CompositeReward.weighted({"inner": (inner, 3.0), "long": (Length(), 1.0)}).score(media(), PROMPTS)
     assert output.scores.tolist() == [1.0, 3.5, 9.0]
     assert output.components["inner/bright/half"].tolist() == [0.0, 0.125, 0.5]
 
 
 def test_refuses_nothing_at_all() -> None:
     with pytest.raises(ValueError, match=r"at least one reward; name one under 'rewards:'"):
-        WeightedReward({})
+        CompositeReward.weighted({})
 
 
 def test_refuses_a_part_called_as_the_sum() -> None:
     """Its own score would be recorded in the place of the weighted sum."""
     with pytest.raises(ValueError, match=r"'total' is the name of the weighted sum; .* card: NAME"):
-        WeightedReward({"total": (Brightness(), 2.0)})
+        CompositeReward.weighted({"total": (Brightness(), 2.0)})
