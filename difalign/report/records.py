@@ -51,7 +51,7 @@ def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
             "prompt": record.prompt,
             "kind": record.kind,
             "seed": record.seed,
-            "scores": dict(record.scores),
+            "scores": {name: None if math.isnan(score) else score for name, score in record.scores.items()},
             "prompt_index": record.prompt_index,
         }
         for record in evaluation.records
@@ -71,7 +71,7 @@ def evaluation_from_json(data: Mapping[str, Any]) -> Evaluation:
                 prompt=str(row["prompt"]),
                 kind=str(row.get("kind", "")),
                 seed=int(row["seed"]),
-                scores={str(name): float(score) for name, score in row["scores"].items()},
+                scores={str(n): math.nan if score is None else float(score) for n, score in row["scores"].items()},
                 prompt_index=int(row["prompt_index"]),
             )
             for row in data["records"]

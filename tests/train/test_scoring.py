@@ -134,3 +134,53 @@ def test_decoding_alone_gives_the_same_pixels(micro_batch) -> None:
     assert (pixels.dtype, pixels.requires_grad) == (torch.float32, False)
     assert max(model.decoded) <= micro_batch
     assert sum(model.decoded) == ROWS
+
+
+@dataclass
+class Apart:
+    """How far a sample is from the mean of its prompt's others: wrong if the prompt is not whole."""
+
+    name: str = "apart"
+    differentiable: bool = False
+    groupwise: bool = True
+    calls: list[list[str]] = field(default_factory=list)
+
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
+        self.calls.append(list(prompts))
+        values = media.flatten(1).mean(dim=1)
+        means = {prompt: values[[other == prompt for other in prompts]].mean() for prompt in set(prompts)}
+        return RewardOutput((values - torch.stack([means[prompt] for prompt in prompts])).float())
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4, 100])
+def test_a_reward_that_compares_samples_is_given_whole_prompts(micro_batch) -> None:
+    of_prompt = ["b", "a", "b", "c", "a", "b", "c"]
+    model, reward = pipeline(), Apart()
+    media = decode_and_score(model, reward, latents(), of_prompt, micro_batch=micro_batch, keep_pixels=True)
+    values = torch.sigmoid(latents() * 0.1).double().flatten(1).mean(dim=1)
+    for prompt in "abc":
+        rows = [row for row, text in enumerate(of_prompt) if text == prompt]
+        torch.testing.assert_close(media.scores[rows], (values[rows] - values[rows].mean()).float())
+        assert sum(prompt in call for call in reward.calls) == 1
+    assert media.pixels is not None
+    torch.testing.assert_close(media.pixels, torch.sigmoid(latents() * 0.1))
+    assert max(model.decoded) <= micro_batch
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_sample_is_judged_by_what_stands_beside_its_own_prompt(whole) -> None:
+    @dataclass
+    class Told(Apart):
+        groupwise: bool = whole
+
+        def score(
+            self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+        ) -> RewardOutput:
+            assert metadata is not None
+            return RewardOutput(torch.tensor([float(str(entry["n"])) for entry in metadata]))
+
+    beside = [{"n": row} for row in range(ROWS)]
+    media = decode_and_score(pipeline(), Told(), latents(), list("babcabc"), micro_batch=2, metadata=beside)
+    assert media.scores.tolist() == [float(row) for row in range(ROWS)]
