@@ -66,7 +66,8 @@ def _describe(model: type[BaseModel], finding: Mapping[str, Any], tree: Mapping[
     path = ".".join(place.keys)
     kind = finding["type"]
     if kind == "value_error":
-        return str(finding["ctx"]["error"])
+        said = str(finding["ctx"]["error"])
+        return f"{path}: {said}" if path else said
     if kind == "extra_forbidden":
         return f"{path}: unknown key; {_suggest_key(model, place.keys)}"
     if kind.startswith("union_tag"):
