@@ -36,7 +36,8 @@ from transformers import CLIPTokenizer
 
 from difalign.embedded.render import render
 from difalign.embedded.scenes import Kind, SceneSpec, draw_layout, is_held_out
-from difalign.reward_models.clip import ClipReward, ImageInput, preprocess
+from difalign.reward_models.clip import ClipReward
+from difalign.reward_models.preprocessing import ImageInput, preprocess
 
 # Things, colours and numbers are learnt at once; who is where, and which has which attribute, takes long.
 KIND_SHARE: Mapping[Kind, float] = {
@@ -96,7 +97,7 @@ def draw_pictures(layouts: list, rng: np.random.Generator, wanted: ImageInput) -
     for start, part in enumerate((plain, wide)):
         deviation = rng.uniform(0, MAX_NOISE, size=(len(part), 1, 1, 1))
         noisy = np.clip(part + deviation * rng.standard_normal(part.shape), 0, 1)
-        ready[start::2] = preprocess(torch.from_numpy(noisy), wanted)
+        ready[start::2] = preprocess(torch.from_numpy(noisy), wanted, mode="tensor")
     return ready
 
 

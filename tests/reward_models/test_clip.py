@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from difalign.core.protocols import RewardModel
-from difalign.reward_models.clip import ClipReward, ImageInput, preprocess
+from difalign.reward_models.clip import ClipReward
+from tests.reward_models.pictures import as_pillow, eight_bit_pictures
 from tests.tiny_models import clip_model, clip_text_encoder, clip_tokenizer
 
 PROMPTS = ["a red circle", "two blue squares", "a green cross above a red square", "a red circle"]
-GREY_LEVEL = 1 / 255
 
 
 def image_processor(side: int = 24) -> CLIPImageProcessor:
@@ -41,18 +39,6 @@ def reward(folder: Path) -> ClipReward:
     return ClipReward.from_pretrained(folder)
 
 
-def bytes_of(pixels: Tensor) -> list[Image.Image]:
-    return [Image.fromarray((p.permute(1, 2, 0) * 255).round().byte().numpy()) for p in pixels]
-
-
-def eight_bit(number: int, height: int, width: int, *, seed: int = 0) -> Tensor:
-    """Smooth random pictures with sharp edges, every pixel a whole number of grey levels."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.uniform(0, 255, size=(number, 3, -(-height // 6), -(-width // 6)))
-    values = np.kron(coarse, np.ones((1, 1, 6, 6)))[..., :height, :width] + rng.normal(0, 6, (number, 3, height, width))
-    return torch.from_numpy(np.clip(values, 0, 255).round() / 255).float()
-
-
 def test_it_is_a_reward(reward: ClipReward):
     assert isinstance(reward, RewardModel)
     assert reward.differentiable
@@ -61,9 +47,9 @@ def test_it_is_a_reward(reward: ClipReward):
 
 def test_scores_equal_transformers(folder: Path, reward: ClipReward):
     """The pictures have the model's own size, so that nothing but the two networks is compared."""
-    pixels = eight_bit(4, 24, 24)
+    pixels = eight_bit_pictures(4, 24, 24)
     processor = CLIPProcessor(image_processor=image_processor(), tokenizer=CLIPTokenizer.from_pretrained(folder))
-    inputs = processor(text=PROMPTS, images=bytes_of(pixels), return_tensors="pt", padding=True)
+    inputs = processor(text=PROMPTS, images=as_pillow(pixels), return_tensors="pt", padding=True)
     reference = CLIPModel.from_pretrained(folder)
     with torch.no_grad():
         logits = reference(**inputs).logits_per_image.diagonal()
@@ -75,45 +61,11 @@ def test_scores_equal_transformers(folder: Path, reward: ClipReward):
     assert torch.allclose(by_clipscore, 2.5 * (logits / scale).clamp(min=0), atol=1e-5)
 
 
-@pytest.mark.parametrize(("height", "width"), [(24, 24), (40, 40), (48, 30), (25, 61), (97, 64), (16, 20)], ids=str)
-def test_preprocessing_is_that_of_the_processor(height: int, width: int):
-    """What ``CLIPImageProcessor`` rounds to 8 bits after each of two passes may differ by a level and a half."""
-    processor = image_processor()
-    pixels = eight_bit(3, height, width)
-    expected = processor(bytes_of(pixels), return_tensors="pt")["pixel_values"]
-    wanted = ImageInput.of_processor(processor)
-    ours = preprocess(pixels, wanted)
-    assert ours.shape == expected.shape
-    levels = ((ours - expected) * torch.tensor(wanted.std).view(1, 3, 1, 1) / GREY_LEVEL).abs()
-    resized = (height, width) != (24, 24)
-    assert levels.max() < (1.5 if resized else 1e-3)
-    assert levels.mean() < (0.5 if resized else 1e-4)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"size": {"height": 20, "width": 28}, "do_center_crop": False},
-        {"do_resize": False, "crop_size": {"height": 15, "width": 22}},
-        {"size": {"shortest_edge": 26}, "crop_size": {"height": 21, "width": 21}, "do_normalize": False},
-    ],
-    ids=["two sides", "crop alone", "crop after resizing, not normalised"],
-)
-def test_every_setting_of_the_processor_is_followed(options: dict):
-    processor = CLIPImageProcessor(**options)
-    # Without black and white, so that no pass overshoots what 8 bits hold: where one does, the result depends on which
-    # axis comes first, and the processors of PIL and of torchvision differ from one another by up to nine levels.
-    pixels = (64 + 127 * eight_bit(2, 40, 33)).round() / 255
-    expected = processor(bytes_of(pixels), return_tensors="pt")["pixel_values"]
-    ours = preprocess(pixels, ImageInput.of_processor(processor))
-    assert ours.shape == expected.shape
-    assert (ours - expected).abs().max() < 1.5 * GREY_LEVEL / 0.26
-
-
-def test_gradient_is_that_of_finite_differences(reward: ClipReward):
-    """Along random directions, through resizing as well; the network in float64."""
+def test_gradient_is_that_of_finite_differences(folder: Path):
+    """Along random directions, through resizing as well; the network in float64, and no pixel rounded to 8 bits."""
+    reward = ClipReward.from_pretrained(folder, preprocess="tensor")
     reward.model.double()
-    pixels = 0.2 + 0.6 * eight_bit(2, 31, 40).double()  # away from 0 and 1, where resizing is cut off
+    pixels = 0.2 + 0.6 * eight_bit_pictures(2, 31, 40).double()  # away from 0 and 1, where resizing is cut off
     pixels.requires_grad_(True)
     reward.score(pixels, PROMPTS[:2]).scores.sum().backward()
     assert pixels.grad is not None
@@ -129,7 +81,7 @@ def test_gradient_is_that_of_finite_differences(reward: ClipReward):
 
 
 def test_scores_do_not_depend_on_batches(folder: Path, reward: ClipReward):
-    pixels = eight_bit(4, 30, 30)
+    pixels = eight_bit_pictures(4, 30, 30)
     whole = reward.score(pixels, PROMPTS).scores
     small = ClipReward.from_pretrained(folder, micro_batch=3).score(pixels, PROMPTS).scores
     alone = torch.cat([reward.score(pixels[i : i + 1], PROMPTS[i : i + 1]).scores for i in range(4)])
@@ -140,12 +92,20 @@ def test_scores_do_not_depend_on_batches(folder: Path, reward: ClipReward):
 def test_each_distinct_prompt_is_read_once(reward: ClipReward):
     read: list[int] = []
     reward.model.text_model.register_forward_hook(lambda module, inputs, output: read.append(len(output.pooler_output)))
-    reward.score(eight_bit(4, 24, 24), PROMPTS)
-    assert read == [3]
+    reward.score(eight_bit_pictures(4, 24, 24), PROMPTS)
+    assert read == [1, 1, 1]
+    reward.score(eight_bit_pictures(2, 24, 24, seed=1), [PROMPTS[1], "a blue circle"])
+    assert read == [1] * 4
+    reward.to("cpu")  # what was made on another device is of no use on this one
+    reward.score(eight_bit_pictures(1, 24, 24), PROMPTS[:1])
+    assert read == [1] * 5
 
 
-def test_prompts_longer_than_the_model_reads_are_cut(reward: ClipReward):
-    scores = reward.score(eight_bit(2, 24, 24)[[0, 0]], ["a red circle and " * 20, "a red circle and " * 30]).scores
+def test_prompts_longer_than_the_model_reads_are_cut_with_one_warning(reward: ClipReward):
+    pictures = eight_bit_pictures(1, 24, 24).expand(2, -1, -1, -1)
+    with pytest.warns(UserWarning, match="clip reads 12 tokens of a prompt, and 'a red circle") as said:
+        scores = reward.score(pictures, ["a red circle and " * 20, "a red circle and " * 30]).scores
+    assert len(said) == 1
     assert scores[0] == pytest.approx(float(scores[1]), abs=1e-6)
 
 
@@ -153,7 +113,7 @@ def test_prompts_longer_than_the_model_reads_are_cut(reward: ClipReward):
 def test_half_precision_computes_and_scores_in_float32(folder: Path, reward: ClipReward, dtype: str):
     half = ClipReward.from_pretrained(folder, dtype=dtype)
     assert half.model.dtype == getattr(torch, dtype)
-    pixels = eight_bit(4, 24, 24)
+    pixels = eight_bit_pictures(4, 24, 24)
     scores = half.score(pixels, PROMPTS).scores
     assert scores.dtype == torch.float32
     assert torch.allclose(scores, reward.score(pixels, PROMPTS).scores, atol=0.03)
@@ -169,7 +129,7 @@ def test_half_stored_weights_compute_in_float32_unless_told(folder: Path, tmp_pa
 def test_tokenizer_and_processor_may_lie_elsewhere(folder: Path, reward: ClipReward, tmp_path: Path):
     CLIPModel.from_pretrained(folder).save_pretrained(tmp_path / "weights")
     apart = ClipReward.from_pretrained(tmp_path / "weights", processor=str(folder))
-    pixels = eight_bit(4, 30, 30)
+    pixels = eight_bit_pictures(4, 30, 30)
     assert torch.equal(apart.score(pixels, PROMPTS).scores, reward.score(pixels, PROMPTS).scores)
 
 
@@ -208,14 +168,3 @@ def test_other_folders_are_refused(tmp_path: Path):
     clip_text_encoder(clip_tokenizer(), seed=0).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'clip_text_model', not a CLIPModel"):
         ClipReward.from_pretrained(tmp_path)
-
-
-def test_another_filter_is_refused():
-    processor = CLIPImageProcessor(resample=2)
-    with pytest.raises(ValueError, match="only bicubic"):
-        ImageInput.of_processor(processor)
-
-
-def test_pictures_smaller_than_the_crop_are_refused():
-    with pytest.raises(ValueError, match="too small to crop 30x30"):
-        preprocess(torch.zeros(1, 3, 24, 24), ImageInput(None, (30, 30), (0.0,) * 3, (1.0,) * 3))
