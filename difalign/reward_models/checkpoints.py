@@ -220,8 +220,8 @@ def _from_hub(repository: str, file: str, revision: str | None) -> Path:
         raise ValueError(
             f"{repository}: {file} (revision {revision or 'main'}) is not in the cache and could not be fetched "
             f"({reason}). Where there is a network, run `hf download {repository} {file}{at}` and bring the cache "
-            "folder here (HF_HOME names it), or put the file into a folder of your own and give path: FOLDER in the card in "
-            "the place of hub_id"
+            "folder here (HF_HOME names it), or put the file into a folder of your own and give path: FOLDER in the "
+            "card in the place of hub_id"
         ) from error
 
 
