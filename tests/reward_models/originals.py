@@ -55,8 +55,8 @@ def hpsv2(part: str) -> Any:
 
 
 @cache
-def image_reward() -> Any:
-    """The module ImageReward.ImageReward with ``med`` and ``vit`` behind it."""
+def image_reward(part: str = "ImageReward") -> Any:
+    """A module of ImageReward, such as ``models.BLIP.vit``."""
     from transformers import modeling_utils, pytorch_utils
 
     for name in ("apply_chunking_to_forward", "prune_linear_layer"):  # they have moved
@@ -71,14 +71,13 @@ def image_reward() -> Any:
         "fairscale.nn.checkpoint.checkpoint_activations": {"checkpoint_wrapper": None},
     }
     with _stubbed(stubs), _quiet():
-        package = import_module("ImageReward.ImageReward")
-        med = import_module("ImageReward.models.BLIP.med")
+        found, med = (import_module(f"ImageReward.{name}") for name in (part, "models.BLIP.med"))
     base = med.BertPreTrainedModel
     base.all_tied_weights_keys = {}
     base.invert_attention_mask = _invert_attention_mask
     base.get_head_mask = lambda self, head_mask, number: [None] * number
     import_module("ImageReward.models.BLIP.blip_pretrain").init_tokenizer = lambda: None
-    return package
+    return found
 
 
 def _invert_attention_mask(self: Any, mask: Tensor) -> Tensor:
