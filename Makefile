@@ -17,6 +17,9 @@ BENCH_RESULTS ?=
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
+# Published scorers that the tests compare with. What they pin cannot be installed beside today's libraries, and the
+# tests need none of it.
+ORACLES := hpsv2x==1.2.0 image-reward==1.5
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.installed-docs
 
@@ -51,6 +54,7 @@ $(PY):
 $(INSTALLED): pyproject.toml constraints.txt | $(PY)
 	@echo "Installing difalign into $(VENV) (some minutes the first time) ..."
 	@$(PIP) install --constraint constraints.txt $(DIFALIGN_PIP_ARGS) --editable ".[dev]"
+	@$(PIP) install --no-deps $(DIFALIGN_PIP_ARGS) $(ORACLES)
 	@touch $@
 
 $(DOCS_INSTALLED): $(INSTALLED)

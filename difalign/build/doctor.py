@@ -29,8 +29,7 @@ Probe = Callable[[Sequence[str]], Mapping[str, str]]  # modules -> those that do
 _OLDEST_PYTHON = (3, 11)
 _NEEDED_IMPORTS = {"torch": "torch", "diffusers": "diffusers", "transformers": "transformers", "peft": "peft"}
 _NEEDED_IMPORTS |= {"accelerate": "accelerate", "safetensors": "safetensors", "numpy": "numpy", "scipy": "scipy"}
-_OPTIONAL_IMPORTS = {"torchvision": "torchvision", "xformers": "xformers.ops", "open-clip-torch": "open_clip"}
-_UNDECLARED = ("torchvision", "open-clip-torch")  # looked at although difalign asks for neither
+_OPTIONAL_IMPORTS = {"torchvision": "torchvision", "xformers": "xformers.ops", "open_clip_torch": "open_clip"}
 _QUIET_EXTRAS = ("dev", "docs")  # of no concern to a run
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "DIFFUSERS_OFFLINE")
 _PROBE_SECONDS = 300.0
@@ -110,23 +109,16 @@ def python_finding(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
 def library_findings(libraries: Sequence[Library], broken: Mapping[str, str]) -> Iterator[Finding]:
     """One finding a library: installed, in the supported range, and importable."""
     for library in libraries:
-        if library.extra in _QUIET_EXTRAS:
+        if library.extra in _QUIET_EXTRAS or library.name == "torchvision":  # which has a finding of its own
             continue
         module = {**_NEEDED_IMPORTS, **_OPTIONAL_IMPORTS}.get(library.name)
         yield _library_finding(library, broken.get(module) if module is not None else None)
-    version = installed_version("open-clip-torch")
-    if version is None:
-        yield Finding("open-clip-torch", "note", "not installed", "only rewards that use it need it")
-    elif "open_clip" in broken:
-        yield Finding("open-clip-torch", "note", f"{version}: {broken['open_clip']}", "pip install -U open-clip-torch")
-    else:
-        yield Finding("open-clip-torch", "ok", version)
 
 
 def torchvision_finding(torch: str | None, torchvision: str | None, broken: Mapping[str, str]) -> Finding:
-    """Whether torchvision, which difalign does not need but transformers loads where it is, belongs to torch."""
+    """Whether torchvision, which open_clip needs and transformers loads where it is, belongs to torch."""
     if torchvision is None or torch is None:
-        return Finding("torchvision", "ok", "not installed, not needed")
+        return Finding("torchvision", "ok", "not installed; only rewards that read open_clip need it")
     mismatch = torchvision_mismatch(torch, torchvision)
     error = broken.get("torchvision")
     if mismatch is None and error is None:
@@ -134,7 +126,9 @@ def torchvision_finding(torch: str | None, torchvision: str | None, broken: Mapp
     match = matching_torchvision(torch)
     pair = f"pip install '{match}'" if match is not None else "install the one made for this torch"
     found = "; ".join(text for text in (mismatch, error) if text)
-    return Finding("torchvision", "problem", found, f"{pair}, or pip uninstall torchvision, which is not needed")
+    return Finding(
+        "torchvision", "problem", found, f"{pair}, or pip uninstall torchvision, which only rewards by open_clip need"
+    )
 
 
 def device_findings(broken: Mapping[str, str]) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 _DISTRIBUTION = "difalign"
 _TORCHVISION_MINOR_AHEAD = 15  # torchvision 0.(N + 15) was built for torch 2.N, from 2.0 to 2.13
+_OPEN_ENDED_TORCH = 14  # from torch 2.14 on, torchvision 0.29 declares torch>=2.14 and runs with later ones as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,14 @@ def torchvision_mismatch(torch: str, torchvision: str, *, requires: list[str] | 
 
 
 def matching_torchvision(torch: str) -> str | None:
-    """The torchvision that was made for a torch, as pip takes it; None for a torch of another numbering."""
+    """The torchvision that goes with a torch, as pip takes it; None for a torch of another numbering."""
     release = _version(torch).release
     major, minor = release[0], release[1] if len(release) > 1 else 0
-    return f"torchvision==0.{minor + _TORCHVISION_MINOR_AHEAD}.*" if major == 2 else None
+    if major != 2:
+        return None
+    if minor >= _OPEN_ENDED_TORCH:
+        return f"torchvision>=0.{_OPEN_ENDED_TORCH + _TORCHVISION_MINOR_AHEAD}"
+    return f"torchvision==0.{minor + _TORCHVISION_MINOR_AHEAD}.*"
 
 
 def _split_extra(requirement: Requirement) -> tuple[Requirement, str | None]:

@@ -66,9 +66,18 @@ def test_libraries() -> None:
     assert only(Library("xformers", ">=0.0.30", "0.0.1", "xformers")).level == "note"
 
 
-def test_libraries_of_developers_are_left_out() -> None:
-    named = [finding.subject for finding in library_findings([Library("ruff", ">=0.14", None, "dev")], {})]
-    assert named == ["open-clip-torch"]
+def test_libraries_of_developers_and_torchvision_which_has_its_own_finding_are_left_out() -> None:
+    libraries = [Library("ruff", ">=0.14", None, "dev"), Library("torchvision", ">=0.26", "0.29.2", "rewards")]
+    assert not list(library_findings(libraries, {}))
+
+
+def test_libraries_of_rewards() -> None:
+    open_clip = Library("open_clip_torch", ">=3", "3.3.0", "rewards")
+    assert only(open_clip) == Finding("open_clip_torch", "ok", "3.3.0 (>=3)")
+    broken = only(open_clip, {"open_clip": "RuntimeError: operator nms does not exist"})
+    assert (broken.level, broken.found) == ("note", "3.3.0 does not import: RuntimeError: operator nms does not exist")
+    missing = only(Library("open_clip_torch", ">=3", None, "rewards"))
+    assert missing.remedy == "optional; pip install 'difalign[rewards]'"
 
 
 def test_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,4 +62,7 @@ def test_torchvision_is_held_to_what_it_declares() -> None:
 def test_the_torchvision_of_a_torch() -> None:
     assert matching_torchvision("2.0.1") == "torchvision==0.15.*"
     assert matching_torchvision("2.11.0+cu126") == "torchvision==0.26.*"
+    assert matching_torchvision("2.13.0") == "torchvision==0.28.*"
+    assert matching_torchvision("2.14.0") == "torchvision>=0.29"
+    assert matching_torchvision("2.15.0+cpu") == "torchvision>=0.29"
     assert matching_torchvision("3.0.0") is None

@@ -22,7 +22,7 @@ from difalign.reward_models.checkpoints import (
 )
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     with torch.device("meta"):
         return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
 
