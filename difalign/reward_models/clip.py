@@ -117,9 +117,8 @@ class ClipReward:
         return self.model.logit_scale.device
 
     def to(self, device: str | torch.device) -> None:
-        """Move the weights; embeddings of prompts are made anew there."""
+        """Move the weights; embeddings of prompts stay known."""
         move(self.model, device)
-        self._texts.clear()
 
     def score(
         self,
@@ -144,7 +143,7 @@ class ClipReward:
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Unit vectors of prompts, [N, D] float32; each distinct prompt is read once, cut to the model's length."""
-        return torch.stack(self._texts.readings(prompts))
+        return torch.stack([reading.to(self.device) for reading in self._texts.readings(prompts)])
 
     def _embed(self, media: Tensor) -> Tensor:
         pixels = preprocess(media.to(self.device), self.wanted, mode=self._mode).to(self.model.dtype)

@@ -126,9 +126,8 @@ class HPSv2Reward:
         return self.model.logit_scale.device
 
     def to(self, device: str | torch.device) -> None:
-        """Move the weights; embeddings of prompts are made anew there."""
+        """Move the weights; embeddings of prompts stay known."""
         self.model.to(device)
-        self._texts.clear()
 
     def score(
         self,
@@ -144,7 +143,7 @@ class HPSv2Reward:
             ValueError: if the numbers differ, the media are no pictures, or ``exact`` is asked for a gradient.
         """
         check_media(media, prompts, reader=self.name)
-        texts = torch.stack(self._texts.readings(prompts))
+        texts = torch.stack([reading.to(self.device) for reading in self._texts.readings(prompts)])
         images = in_micro_batches(self._embed, media, self._micro_batch)
         return RewardOutput((images * texts).sum(dim=-1).to(media.device))
 

@@ -35,10 +35,6 @@ class TextCache(Generic[_T]):
         found = {prompt: self._reading(prompt) for prompt in dict.fromkeys(prompts)}
         return [found[prompt] for prompt in prompts]
 
-    def clear(self) -> None:
-        """Forget everything, as is needed after the network has changed or moved."""
-        self._known.clear()
-
     def _reading(self, prompt: str) -> _T:
         if prompt not in self._known:
             self._known[prompt] = self._read(prompt)

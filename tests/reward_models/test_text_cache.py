@@ -15,10 +15,7 @@ def test_each_prompt_is_read_once_and_in_order():
     assert cache.readings(["b", "a", "b", "b"]) == ["B", "A", "B", "B"]
     assert cache.readings(["a", "c"]) == ["A", "C"]
     assert read == ["b", "a", "c"]
-    cache.clear()
-    assert not len(cache)
-    cache.readings(["a"])
-    assert read == ["b", "a", "c", "a"]
+    assert len(cache) == 3
 
 
 def test_the_least_recently_used_is_forgotten():
