@@ -17,6 +17,7 @@ from difalign.core.families import FAMILIES
 from difalign.process.diffusion import DIFFUSION_RULES, DiffusionProcess
 from difalign.process.flow import FlowProcess, RenoiseProcess
 from difalign.process.rules import FLOW_RULES, STD_RULES
+from difalign.reward_models.composite import Gate
 
 USER_MODULE = """
 class Adapter:
@@ -167,6 +168,37 @@ def test_reward_that_refuses_its_options_is_named():
         build_reward({"taste": reward_card("user_models:number")}, {"taste": RewardConfig()}, device="cpu")
 
 
+def test_what_the_configuration_says_of_a_term():
+    statistics = {"mean": 2.0, "within_prompt_std": 0.5, "source": "s"}
+    card = RewardCard.model_validate(
+        {
+            **reward_card("user_models:Taste").card.model_dump(),
+            "statistics": statistics,
+            "scales": {"peer": {"mean": 1.0, "std": 4.0}},
+        }
+    )
+    found = Found(card, Path("taste.yaml"))
+    configs = {
+        "measured": {"scale": {"kind": "fixed"}},
+        "peer": {"scale": {"kind": "fixed", "constants": "peer"}},
+        "own": {"scale": {"kind": "fixed", "mean": -1.0, "std": 0.25}},
+        "raw": {"gate": {"at_least": 0.5, "otherwise": -2.0}, "on_error": "drop", "retries": 3},
+    }
+    given = {name: RewardConfig.model_validate(config) for name, config in configs.items()}
+    terms = build_reward(dict.fromkeys(given, found), given, device="cpu").terms
+    assert [(term.mean, term.std) for term in terms.values()] == [(2.0, 0.5), (1.0, 4.0), (-1.0, 0.25), (None, None)]
+    assert (terms["raw"].gate, terms["raw"].on_error, terms["raw"].retries) == (Gate(0.5, -2.0), "drop", 3)
+    assert len({id(term.reward) for term in terms.values()}) == 1  # one model, however often it is named
+    other = {"raw": RewardConfig(), "less": RewardConfig(options={"share": 0.25})}
+    terms = build_reward(dict.fromkeys(other, found), other, device="cpu").terms
+    assert terms["raw"].reward is not terms["less"].reward
+
+
+def test_what_has_no_weights_cannot_wait_elsewhere():
+    with pytest.raises(ConfigError, match=r"'taste': offload = true: it has no weights to move"):
+        build_reward({"taste": reward_card("user_models:Taste")}, {"taste": RewardConfig(offload=True)}, device="cpu")
+
+
 def test_shipped_verifier():
     found = {"verifier": load_reward_card("verifier")}
     reward = build_reward(found, {"verifier": RewardConfig(options={"strict_share": 0.25})}, device="cpu")
@@ -186,16 +218,18 @@ def test_reward_with_weights_gets_them_its_options_and_the_device():
         on_device=True,
     )
     found = Found(card, Path("folder/card.yaml"))
-    reward, _ = build_reward({"mine": found}, {"mine": RewardConfig(options={"scale": "logit"})}, device="cpu").rewards[
-        "mine"
-    ]
+    configs = {"mine": RewardConfig(options={"scale": "logit"})}
+    reward = build_reward({"mine": found}, configs, device="cpu").terms["mine"].reward
     assert vars(reward) == {
         "source": Path("folder/weights"),
         "options": {"scale": "logit", "device": "cpu"},
     }
     pinned = Found(card.model_copy(update={"path": None, "hub_id": "a/b", "revision": "v1"}), Path("card.yaml"))
-    reward, _ = build_reward({"mine": pinned}, {"mine": RewardConfig()}, device="cpu").rewards["mine"]
+    reward = build_reward({"mine": pinned}, {"mine": RewardConfig()}, device="cpu").terms["mine"].reward
     assert vars(reward) == {"source": "a/b", "options": {"scale": "cosine", "device": "cpu", "revision": "v1"}}
+    single = Found(card.model_copy(update={"file": "w.pt", "sha256": "0" * 64}), Path("folder/card.yaml"))
+    reward = build_reward({"mine": single}, {"mine": RewardConfig(device="meta")}, device="cpu").terms["mine"].reward
+    assert vars(reward)["options"] == {"scale": "cosine", "device": "meta", "file": "w.pt", "sha256": "0" * 64}
     nothing_to_load = Found(card.model_copy(update={"target": "user_models:Taste"}), Path("folder/card.yaml"))
     with pytest.raises(ConfigError, match="has no from_pretrained"):
         build_reward({"mine": nothing_to_load}, {"mine": RewardConfig()}, device="cpu")
