@@ -122,8 +122,9 @@ class RewardCard(Card):
     requires: Annotated[tuple[str, ...], Field(strict=False)] = ()  # modules beyond the core's, of the extra `rewards`
     statistics: ScoreStatistics | None = None  # measured; the default of rewards.NAME.scale.kind=fixed
     scales: dict[str, FixedScale] = Field(default_factory=dict)  # the constants of published code, by its name
-    # A function of one prompt, cheap to import, that raises ValueError for a prompt the reward cannot score; what it
-    # returns may have a ``kind``, the category under which the prompt is reported.
+    # A function of one prompt and, if it has a second argument ``metadata``, of what the prompt file says beside it;
+    # cheap to import. It raises ValueError for a prompt that the reward cannot score; what it returns may have a
+    # ``kind``, the category under which the prompt is reported.
     prompt_reader: Target | None = None
 
 

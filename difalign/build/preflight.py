@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -170,11 +171,12 @@ def _understood(key: str, file: Path, prompts: tuple[Prompt, ...], reward: str, 
     """The prompts, categorised where they are not, once a reward has said that it can score them all."""
     read = resolve_target(reader)
     assert callable(read), reader
+    wants_metadata = "metadata" in inspect.signature(read).parameters
     problems: list[str] = []
     understood: list[Prompt] = []
     for prompt in prompts:
         try:
-            meaning = read(prompt.text)
+            meaning = read(prompt.text, prompt.metadata) if wants_metadata else read(prompt.text)
         except ValueError as error:
             problems.append(f"{key} = {str(file)!r}: rewards.{reward} cannot score {prompt.text!r}: {error}")
             continue

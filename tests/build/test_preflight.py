@@ -69,6 +69,17 @@ def test_a_reward_is_told_what_it_needs_beside_every_prompt(root: Path):
     assert inputs.train_prompts[0].metadata == {"target": "x"}
 
 
+def test_a_reader_of_prompts_is_told_what_stands_beside_them(root: Path):
+    card = root / "reward_models" / "verifier.yaml"
+    reader = "difalign.reward_models.target_text:read_target_text"
+    card.write_text(card.read_text().replace("difalign.embedded.scenes:parse_caption", reader))
+    with pytest.raises(ConfigError, match="cannot score 'a red circle': .*which text is to be shown"):
+        prepared(root)
+    for name in ("train", "heldout"):
+        (root / f"{name}.jsonl").write_text('{"prompt": "a red circle", "target_text": "x"}\n')
+    assert prepared(root, "prompts.train=train.jsonl", "training.updates_per_rollout=1").train_prompts
+
+
 def test_a_library_that_a_reward_lacks_is_named_with_the_extra_that_brings_it(root: Path):
     card = root / "reward_models" / "verifier.yaml"
     card.write_text(card.read_text() + "requires: [json, no_such_library]\n")
