@@ -53,7 +53,8 @@ class Mask2FormerDetector:
         self, model: Mask2FormerForUniversalSegmentation, *, least: float = 0.3, shorter: int = 800, longer: int = 1333
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.labels = class_names(model.config.id2label)
+        said: Any = model.config.id2label  # annotated as perhaps nothing
+        self.labels = class_names(said)
         self._least, self._shorter, self._longer = least, shorter, longer
 
     @classmethod
