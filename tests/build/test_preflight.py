@@ -73,7 +73,7 @@ def test_a_reader_of_prompts_is_told_what_stands_beside_them(root: Path):
     card = root / "reward_models" / "verifier.yaml"
     reader = "difalign.reward_models.target_text:read_target_text"
     card.write_text(card.read_text().replace("difalign.embedded.scenes:parse_caption", reader))
-    with pytest.raises(ConfigError, match="cannot score 'a red circle': .*which text is to be shown"):
+    with pytest.raises(ConfigError, match=r"cannot score 'a red circle': .*which text is to be shown"):
         prepared(root)
     for name in ("train", "heldout"):
         (root / f"{name}.jsonl").write_text('{"prompt": "a red circle", "target_text": "x"}\n')

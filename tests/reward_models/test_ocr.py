@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,6 +126,15 @@ def test_failure_inside_the_engine_is_told(reader: RapidOcrReader, monkeypatch: 
     monkeypatch.setattr(reader, "_engine", broken)
     output = OcrReward(reader=reader).score(blank(1), ['"OPEN"'])
     assert output.errors == {0: "rapidocr: box without area"}
+
+
+def test_engine_is_handed_what_it_takes_an_array_for(reader: RapidOcrReader, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Picture] = []
+    monkeypatch.setattr(reader, "_engine", lambda content: seen.append(content) or SimpleNamespace(txts=("a", "b")))
+    red = np.zeros((4, 6, 3), dtype=np.uint8)
+    red[..., 0] = 255
+    assert reader(red) == "ab"
+    assert seen[0][0, 0].tolist() == [0, 0, 255]  # blue, green, red
 
 
 def test_metadata_names_the_target():
