@@ -102,9 +102,9 @@ def test_each_prompt_has_its_own_class():
 
 @pytest.mark.parametrize("shape", [(300, 451), (40, 30), (224, 224), (1000, 64)])
 def test_network_is_shown_a_square_in_its_own_unit(shape: tuple[int, int]):
-    shown = classifier_input(torch.ones(1, 3, *shape))
+    shown = classifier_input(torch.full((1, 3, *shape), 0.25))
     assert shown.shape == (1, 3, 224, 224)
-    assert torch.allclose(shown, torch.tensor((1 - 0.498) / 0.502))
+    assert torch.allclose(shown, torch.tensor((0.25 - 0.498) / 0.502))
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path):
