@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 _SHOWN = 6  # keys named in a message
 _BLOCK = 2**24  # bytes read at a time
+# Buffers that older releases of transformers saved and newer ones count out anew: 0, 1, 2, ...; offsets in a window.
+_COUNTED = ("position_ids", "relative_position_index")
 
 
 def find_checkpoint(source: str | Path, *, file: str, sha256: str | None = None, revision: str | None = None) -> Path:
@@ -92,7 +94,7 @@ def load_pretrained(model_class: Any, source: str | Path, *, dtype: torch.dtype,
     _refuse_other_keys(
         str(source),
         missing=info["missing_keys"],
-        unknown={key for key in info["unexpected_keys"] if not key.endswith("position_ids")},  # counts 0, 1, 2, ...
+        unknown={key for key in info["unexpected_keys"] if not key.endswith(_COUNTED)},
         reshaped=info["mismatched_keys"],
     )
     return model

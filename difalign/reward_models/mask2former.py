@@ -17,6 +17,8 @@ from torch import Tensor
 from difalign.reward_models.checkpoints import check_model_type, load_pretrained
 from difalign.reward_models.geneval import FoundObject
 from difalign.reward_models.geneval_clauses import CLASSES
+from difalign.reward_models.networks import frozen, move
+from difalign.reward_models.preprocessing import eight_bit
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerForUniversalSegmentation
@@ -52,7 +54,7 @@ class Mask2FormerDetector:
     def __init__(
         self, model: Mask2FormerForUniversalSegmentation, *, least: float = 0.3, shorter: int = 800, longer: int = 1333
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = frozen(model)
         said: Any = model.config.id2label  # annotated as perhaps nothing
         self.labels = class_names(said)
         self._least, self._shorter, self._longer = least, shorter, longer
@@ -81,7 +83,7 @@ class Mask2FormerDetector:
 
     def to(self, device: str | torch.device) -> None:
         """Move the weights."""
-        torch.nn.Module.to(self.model, device)
+        move(self.model, device)
 
     @torch.no_grad()
     def __call__(self, picture: Tensor) -> list[FoundObject]:
@@ -110,7 +112,7 @@ class Mask2FormerDetector:
         inner = (max(round(height * scale), 1), max(round(width * scale), 1))
         device = next(self.model.parameters()).device
         mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (_MEAN, _STD))
-        rounded = (picture[None].to(device).float() * 255).round() / 255  # detectors are trained on 8 bits
+        rounded = eight_bit(picture[None]).to(device).float() / 255  # detectors are trained on 8 bits
         pixels = (_resized(rounded, inner) - mean) / std
         fill = [(-side) % _DIVISOR for side in inner]
         return F.pad(pixels, (0, fill[1], 0, fill[0])), inner

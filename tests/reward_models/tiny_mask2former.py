@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from difalign.reward_models.geneval_clauses import CLASSES
+from tests.tiny_models import seeded
 
 SIDE = 64  # pixels along the shorter side that it is shown; the longer has at most 96
 
@@ -33,5 +33,5 @@ def tiny_mask2former(*, seed: int = 0, labels: tuple[str, ...] = CLASSES) -> Mas
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
     )
-    torch.manual_seed(seed)
-    return Mask2FormerForUniversalSegmentation(config).eval()
+    with seeded(seed):
+        return Mask2FormerForUniversalSegmentation(config).eval()
