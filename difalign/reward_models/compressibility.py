@@ -45,7 +45,7 @@ class Compressibility:
         check_media(media, prompts, reader=self.name)
         refuse_gradient(media, reader=self.name)
         sizes = [self._bytes(picture) for picture in picture_bytes(media)]
-        return RewardOutput(torch.tensor(sizes, dtype=torch.float32, device=media.device) * (self.sign / 1000))
+        return RewardOutput(torch.tensor(sizes, dtype=torch.float32, device=media.device) * self.sign / 1000)
 
     def _bytes(self, picture: Any) -> int:
         from PIL import Image
