@@ -8,7 +8,7 @@ rollout with its update costs about the same processor time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from difalign.build.definitions import find_definition
 from difalign.core.config import RunConfig
@@ -51,7 +51,7 @@ class Probe:
 class Family:
     """The methods of one pipeline; they share base, optimiser, adapters and the way they are scored."""
 
-    pipeline: str
+    pipeline: str  # also the name of the comparison, with what is particular of it behind
     base: str  # a file of configs/
     shared: Settings
     probe: Probe
@@ -264,4 +264,14 @@ TINY_SD15 = Family(
     seconds=420.0,
 )
 
-FAMILIES: Mapping[str, Family] = {family.pipeline: family for family in (TINY_SD3, TINY_SD15)}
+# The claim of B2-DiffuRL is about sparse rewards: here a sample is right or it is not.
+TINY_SD15_STRICT = replace(
+    TINY_SD15,
+    pipeline="tiny-sd15-strict",
+    shared={**TINY_SD15.shared, "rewards.verifier.options.strict_share": "1.0"},
+    methods=(TINY_SD15.method("ddpo"), TINY_SD15.method("b2_diffurl")),
+    comparisons=(Comparison("b2_diffurl", "ddpo"),),
+    pictures={"b2": ("ddpo", "b2_diffurl")},
+)
+
+FAMILIES: Mapping[str, Family] = {family.pipeline: family for family in (TINY_SD3, TINY_SD15, TINY_SD15_STRICT)}
