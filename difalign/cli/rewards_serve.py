@@ -71,6 +71,7 @@ def _serve(
     token: str,
 ) -> None:
     _require("fastapi", "uvicorn")
+    import difalign
     from difalign.build.cards import load_reward_card
     from difalign.server.app import ServerLimits
     from difalign.server.batching import BatchLimits
@@ -83,7 +84,7 @@ def _serve(
         encodings=("raw", *_encodings(accept)),
         batching=BatchLimits(window=window_ms / 1000, max_batch=max_batch, max_waiting=max_waiting),
     )
-    served = load_served(load_reward_card(name), settings, device=device)
+    served = load_served(load_reward_card(name), settings, device=device, version=difalign.__version__)
     typer.echo(f"{served.model.name}: {warm_up(served.model, needs=served.needs)}", err=True)
     typer.echo(f"{served.model.name}: card hash {served.card_hash}", err=True)
     serve(

@@ -74,11 +74,11 @@ class RemoteReward:
         self._encoding: Encoding = encoding
         self._random = random.Random()  # when to come back; it reaches no score
         self._connections = {one: Connection(one, timeout=timeout, token_variable=token_variable) for one in urls}
-        self._pool = ServerPool(urls, patience=patience, rest=_REST, clock=time.monotonic)
-        self._card_hash = self._agreed(card_hash)
         self._workers = ThreadPoolExecutor(parallel * len(urls), thread_name_prefix=f"reward-{name}")
         self._joiner = ThreadPoolExecutor(1, thread_name_prefix=f"reward-{name}-join")
         self._close = weakref.finalize(self, _close, tuple(self._connections.values()), (self._workers, self._joiner))
+        self._pool = ServerPool(urls, patience=patience, rest=_REST, clock=time.monotonic)
+        self._card_hash = self._agreed(card_hash)
         if encoding != "raw":
             changed = "; scores are those of the changed pictures" if encoding == "jpeg" else ""
             _LOG.warning("reward %s: pictures are sent as %s%s", name, encoding, changed)

@@ -40,6 +40,7 @@ class ServedReward:
     card_hash: str  # of its card and checkpoint: another hash, another reward
     modality: str = "image"
     needs: Sequence[str] = ()  # metadata that every picture must come with
+    version: str = ""  # of difalign
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,6 @@ class _Server:
             _LOG.warning("a client sends pictures as %s, which are decoded%s", encoding, changed)
 
     def _about(self) -> Mapping[str, object]:
-        import difalign
-
         model, limits = self._served.model, self._limits
         return {
             "name": model.name,
@@ -191,7 +190,7 @@ class _Server:
             "differentiable": False,
             "schema": SCHEMA,
             "card_hash": self._served.card_hash,
-            "difalign": difalign.__version__,
+            "difalign": self._served.version,
             "encodings": list(limits.encodings),
             "largest_body": limits.largest_body,
             **asdict(limits.batching),

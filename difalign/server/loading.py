@@ -13,7 +13,7 @@ from difalign.server.app import ServedReward
 from difalign.server.identity import card_hash
 
 
-def load_served(found: Found[RewardCard], settings: Sequence[str], *, device: str) -> ServedReward:
+def load_served(found: Found[RewardCard], settings: Sequence[str], *, device: str, version: str) -> ServedReward:
     """Load a reward by its card, with the options ``NAME=VALUE`` laid over the card's.
 
     Raises:
@@ -26,5 +26,6 @@ def load_served(found: Found[RewardCard], settings: Sequence[str], *, device: st
         model,
         card_hash=card_hash(found, reward_options(card, config)),
         modality=str(getattr(model, "modality", "image")),
-        needs=tuple(getattr(card, "needs", ())),
+        needs=card.needs,
+        version=version,
     )

@@ -35,7 +35,12 @@ def serve(
     with listen(host, port) as listener:
         app = create_app(served, token=token, limits=limits, loopback_only=host in LOOPBACK)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,  # longer than clients keep an idle connection, so that they never meet a closed one
+            timeout_graceful_shutdown=10,
         )
         announce(address(listener))
         uvicorn.Server(config).run(sockets=[listener])
