@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from difalign.build.cards import Found, PipelineCard, RewardCard, list_pipelines, list_rewards
+from difalign.cli import rewards_worker
 from difalign.cli.rewards_serve import serve
 from difalign.cli.settings import clear_failure
 
@@ -17,6 +18,7 @@ rewards_app = typer.Typer(no_args_is_help=True, help="Rewards that they can be a
 pipelines_app.callback()(lambda: None)
 rewards_app.callback()(lambda: None)
 rewards_app.command()(serve)
+rewards_app.add_typer(rewards_worker.app, name="worker")
 
 
 @pipelines_app.command("list")
