@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from difalign.core.answers import checked
 from difalign.core.types import RewardOutput
 from difalign.reward_models.media_encoding import ENCODINGS, EncodedMedia, Encoding, decode_media, encode_media
 from difalign.reward_models.tensor_message import TensorMessage
@@ -115,30 +115,12 @@ class ScoreReply:
         for name, values in tensors.items():
             _check(name, values, torch.float32, rows)
             components[name.removeprefix(_PART)] = values
-        output = checked_output(RewardOutput(scores, components, valid, _errors(message.header.get("errors"), rows)))
+        errors = _errors(message.header.get("errors"), rows)
+        output = checked("server", RewardOutput(scores, components, valid, errors), range(rows))
         given = {name: message.header.get(name, "") for name in ("request_id", "card_hash")}
         if not all(isinstance(value, str) for value in given.values()):
             raise ValueError(f"has a header with {given!r:.100}, which should be texts")
         return cls(output, request_id=str(given["request_id"]), card_hash=str(given["card_hash"]))
-
-
-def checked_output(output: RewardOutput) -> RewardOutput:
-    """The same with every row either finite throughout and valid, or NaN with the reason; tensors on the CPU."""
-    scores = output.scores.detach().float().cpu()
-    parts = {name: values.detach().float().cpu() for name, values in output.components.items()}
-    valid = torch.ones(len(scores), dtype=torch.bool) if output.valid is None else output.valid.cpu()
-    errors: dict[int, str] = {}
-    for name, values in {"score": scores, **parts}.items():
-        for row in (valid & ~values.isfinite()).nonzero().flatten().tolist():
-            errors.setdefault(row, f"the scorer gave {name} = {float(values[row])}, no finite number")
-    failed = ~valid
-    failed[list(errors)] = True
-    for row in failed.nonzero().flatten().tolist():
-        errors.setdefault(row, output.errors.get(row, "the scorer gave no reason"))
-    if not errors:
-        return RewardOutput(scores, parts, valid)
-    keep = {name: values.masked_fill(failed, math.nan) for name, values in {"": scores, **parts}.items()}
-    return RewardOutput(keep.pop(""), keep, ~failed, dict(sorted(errors.items())))
 
 
 def _check(name: str, values: Tensor, dtype: torch.dtype, rows: int) -> None:

@@ -17,9 +17,10 @@ from typing import cast, final
 import torch
 from torch import Tensor
 
+from difalign.core.answers import checked
 from difalign.core.protocols import RewardModel
 from difalign.core.types import RewardOutput
-from difalign.reward_models.score_messages import ScoreRequest, checked_output
+from difalign.reward_models.score_messages import ScoreRequest
 from difalign.server.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
@@ -198,11 +199,9 @@ def _score(model: RewardModel, request: ScoreRequest) -> RewardOutput:
     metadata = None if request.metadata is None else list(request.metadata)
     with torch.no_grad():
         media = request.media.float() / 255  # the model moves it to its device
-        output = checked_output(model.score(media, list(request.prompts), metadata=metadata, sigma=request.sigma))
-    for name, values in {"scores": output.scores, **output.components}.items():
-        if values.shape != (len(request),):
-            raise ValueError(f"the scorer gave {name} of shape {list(values.shape)} for {len(request)} pictures")
-    return output
+        given = model.score(media, list(request.prompts), metadata=metadata, sigma=request.sigma)
+    here = {name: values.detach().cpu() for name, values in {"": given.scores, **given.components}.items()}
+    return checked(model.name, RewardOutput(here.pop(""), here, given.valid, given.errors), request.prompts)
 
 
 def _joined(requests: Sequence[ScoreRequest]) -> ScoreRequest:

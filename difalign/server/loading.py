@@ -21,7 +21,7 @@ def load_served(found: Found[RewardCard], settings: Sequence[str], *, device: st
     """
     card = found.card
     config = checked(RewardConfig, {"options": parse_overrides(settings)}, source="--option")
-    model, _ = build_reward({card.name: found}, {card.name: config}, device=device).rewards[card.name]
+    model = build_reward({card.name: found}, {card.name: config}, device=device).terms[card.name].reward
     return ServedReward(
         model,
         card_hash=card_hash(found, reward_options(card, config)),

@@ -78,4 +78,7 @@ def _random_model() -> Any:
 
     blip.init_tokenizer, blip.create_vit = tokenizer, pictures
     torch.manual_seed(0)
-    return package.ImageReward(str(folder / "med_config.json")).eval()
+    model = package.ImageReward(str(folder / "med_config.json")).eval()
+    for parameter in model.mlp.parameters():  # which the package begins with next to nothing
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model

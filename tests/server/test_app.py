@@ -69,7 +69,7 @@ def test_a_row_that_fails_fails_alone_and_without_a_trace():
     assert output.valid.tolist() == [True, False, False, True]
     assert output.scores.isnan().tolist() == [False, True, True, False]
     assert "KeyError" in output.errors[1]
-    assert "no finite number" in output.errors[2]
+    assert "must be a finite number" in output.errors[2]
     assert b"Traceback" not in response.content
     assert b"NaN" not in response.content[: int.from_bytes(response.content[:8], "little")]
 
