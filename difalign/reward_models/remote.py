@@ -115,7 +115,7 @@ class RemoteReward:
         # In few passes over the pixels: a sum is finite where all its terms are.
         sums = media.detach().flatten(1).sum(dim=1, dtype=torch.float32)
         broken = (~sums.isfinite()).nonzero().flatten().tolist()
-        scaled = media.detach() * 255
+        scaled = media.detach().float() * 255
         if broken:
             scaled.nan_to_num_()
         encoded = scaled.round_().clamp_(0, 255).to(torch.uint8).cpu()

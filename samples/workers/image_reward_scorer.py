@@ -39,7 +39,7 @@ def _random_model() -> Any:
     """The package's network with a narrow text side and its smallest picture side, and a vocabulary of letters."""
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
-    blip = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
+    blip: Any = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
     vit = importlib.import_module("ImageReward.models.BLIP.vit")
     package = importlib.import_module("ImageReward.ImageReward")
     folder = Path(tempfile.mkdtemp(prefix="image-reward-"))

@@ -82,7 +82,9 @@ def test_an_environment_is_made_and_its_command_serves(tmp_path: Path, interpret
     assert "tells nothing" in (tmp_path / "w" / "install.log").read_text()
     python, server, *options = worker.command(random_weights=True)
     assert Path(python).exists()
-    assert Path(server).read_bytes() == find_shipped("samples/reward_server.py").read_bytes()
+    shipped = find_shipped("samples/reward_server.py")
+    assert shipped is not None
+    assert Path(server).read_bytes() == shipped.read_bytes()
     assert (tmp_path / "w" / "image_reward_scorer.py").is_file()
     assert options[:4] == ["--scorer", "image_reward_scorer:score", "--identity", worker.recipe.digest]
     assert options[4:] == ["--port", "18088", "--random-weights"]
