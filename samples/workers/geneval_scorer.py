@@ -26,7 +26,7 @@ def load(random_weights: bool) -> None:
         raise SystemExit("geneval has no small random version; start it without --random-weights")
     torch = importlib.import_module("torch")
     clip = importlib.import_module("open_clip")
-    mmdet = importlib.import_module("mmdet")
+    mmdet: Any = importlib.import_module("mmdet")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = str(Path(mmdet.__file__).parent / _CONFIG)
     apis = importlib.import_module("mmdet.apis")
