@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import typer
 
 from difalign.build.cards import Found, PipelineCard, RewardCard, list_pipelines, list_rewards
+from difalign.cli import rewards_worker
+from difalign.cli.rewards_serve import serve
 from difalign.cli.settings import clear_failure
 
 pipelines_app = typer.Typer(no_args_is_help=True, help="Generative models that can be aligned.")
@@ -15,6 +17,8 @@ rewards_app = typer.Typer(no_args_is_help=True, help="Rewards that they can be a
 # A group of one command would otherwise be that command.
 pipelines_app.callback()(lambda: None)
 rewards_app.callback()(lambda: None)
+rewards_app.command()(serve)
+rewards_app.add_typer(rewards_worker.app, name="worker")
 
 
 @pipelines_app.command("list")

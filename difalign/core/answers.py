@@ -9,7 +9,7 @@ import torch
 from difalign.core.types import RewardOutput
 
 
-def checked(name: str, answer: RewardOutput, prompts: Sequence[str]) -> RewardOutput:
+def checked(name: str, answer: RewardOutput, prompts: Sequence[object]) -> RewardOutput:
     """The answer in float32, with a reason for every row that is not valid, and NaN there.
 
     Raises:

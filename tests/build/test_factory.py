@@ -235,9 +235,9 @@ def test_reward_with_weights_gets_them_its_options_and_the_device():
         build_reward({"mine": nothing_to_load}, {"mine": RewardConfig()}, device="cpu")
 
 
-@pytest.mark.parametrize("name", ["geneval", "hpsv3"])
+@pytest.mark.parametrize("name", ["geneval", "hpsv3", "remote"])
 def test_a_reward_whose_server_is_down_stops_the_run_before_it_samples(name: str):
     """Port 9, discard, is served by nobody."""
-    config = RewardConfig(options={"url": "http://127.0.0.1:9/score", "retries": 0})
-    with pytest.raises(ConfigError, match=rf"reward '{name}': no reward server answers at http://127\.0\.0\.1:9/score"):
+    config = RewardConfig(options={"url": "http://127.0.0.1:9", "retries": 0})
+    with pytest.raises(ConfigError, match=rf"reward '{name}': no reward server answers: http://127\.0\.0\.1:9 does"):
         build_reward({name: load_reward_card(name)}, {name: config}, device="cpu")

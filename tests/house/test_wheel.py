@@ -38,6 +38,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_wheel_ships_every_definition(wheel: list[str]):
     assert {f"difalign/_shipped/{name}" for name in definitions()} <= set(wheel)
     assert any(name.startswith("difalign/_shipped/samples/prompts/") for name in wheel)
+    worker = ("samples/reward_server.py", "samples/workers/hpsv2_scorer.py", "reward_models/workers/hpsv2.yaml")
+    assert {f"difalign/_shipped/{name}" for name in worker} <= set(wheel)
 
 
 def test_wheel_has_one_import_package(wheel: list[str]):

@@ -1,0 +1,1 @@
+"""Rewards for other processes: an HTTP server around one reward model."""
