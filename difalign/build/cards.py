@@ -14,7 +14,7 @@ from difalign.build.definitions import definition_roots, find_definition, is_pat
 from difalign.core.config import DtypeName, Family
 from difalign.core.config_errors import TARGET_PATTERN, checked, did_you_mean
 from difalign.core.config_fields import Count, NonNegative, Number, Positive, Section
-from difalign.core.config_rewards import OptionValue, RewardConfig
+from difalign.core.config_rewards import OnError, OptionValue, RewardConfig
 from difalign.core.config_yaml import read_yaml
 from difalign.core.errors import ConfigError
 from difalign.core.user_path import user_path
@@ -118,6 +118,7 @@ class RewardCard(Card):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of that file
     differentiable: bool = False  # whether a gradient reaches the pixels
     groupwise: bool = False  # whether a sample is scored among the others of its prompt
+    on_error: OnError = "raise"  # what becomes of samples without a score, unless the run says otherwise
     needs: Annotated[tuple[str, ...], Field(strict=False)] = ()  # what a prompt file must say beside every prompt
     requires: Annotated[tuple[str, ...], Field(strict=False)] = ()  # modules beyond the core's, of the extra `rewards`
     statistics: ScoreStatistics | None = None  # measured; the default of rewards.NAME.scale.kind=fixed

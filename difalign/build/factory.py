@@ -108,7 +108,7 @@ def _term(reward: RewardModel, card: RewardCard, config: RewardConfig, home: str
         mean=None if constants is None else constants.mean,
         std=None if constants is None else constants.std,
         gate=None if config.gate is None else Gate(config.gate.at_least, config.gate.otherwise),
-        on_error=config.on_error,
+        on_error=card.on_error if config.on_error is None else config.on_error,
         retries=config.retries,
         home=home if config.offload else None,
     )

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from difalign.core.config_fields import FileName, Number, PlainName, Positive, Section
 
 OptionValue = str | int | float | bool | None
+OnError = Literal["raise", "drop"]
 ScaleKind = Literal["none", "fixed", "running", "rank", "group"]
 
 
@@ -54,7 +55,7 @@ class RewardConfig(Section):
     scale: ScaleConfig = ScaleConfig()
     gate: GateConfig | None = None  # with weight: 0 the reward is nothing but a gate
     # raise: a sample that cannot be scored ends the run; drop: it is left out of the comparison and of the loss.
-    on_error: Literal["raise", "drop"] = "raise"  # own: never a number in its place
+    on_error: OnError | None = None  # own: never a number in its place; null = the card's
     retries: Annotated[int, Field(ge=0)] = 0  # own: how often samples that could not be scored are asked again
     device: FileName | None = None  # such as cpu or cuda:1; null = the run's
     offload: bool = False  # own: whether its weights wait in main memory between two scorings

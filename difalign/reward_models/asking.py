@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from difalign.core.answers import checked
+from difalign.core.config_rewards import OnError
 from difalign.core.errors import ConfigError
 from difalign.core.protocols import RewardModel
 from difalign.core.types import Metadata, RewardOutput
-
-OnError = Literal["raise", "drop"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from difalign.core.answers import checked
+from difalign.core.config_rewards import OnError
 from difalign.core.protocols import Movable, Pending, RewardModel, SubmittedReward
 from difalign.core.types import Metadata, RewardOutput
-from difalign.reward_models.asking import OnError, Question, accepted, ask, failure
+from difalign.reward_models.asking import Question, accepted, ask, failure
 
 
 @dataclass(frozen=True, slots=True)

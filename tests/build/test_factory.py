@@ -188,6 +188,11 @@ def test_what_the_configuration_says_of_a_term():
     terms = build_reward(dict.fromkeys(given, found), given, device="cpu").terms
     assert [(term.mean, term.std) for term in terms.values()] == [(2.0, 0.5), (1.0, 4.0), (-1.0, 0.25), (None, None)]
     assert (terms["raw"].gate, terms["raw"].on_error, terms["raw"].retries) == (Gate(0.5, -2.0), "drop", 3)
+    assert terms["own"].on_error == "raise"
+    lenient = Found(card.model_copy(update={"on_error": "drop"}), Path("taste.yaml"))
+    both = {"card": RewardConfig(), "run": RewardConfig(on_error="raise")}
+    kept = build_reward(dict.fromkeys(both, lenient), both, device="cpu").terms
+    assert [term.on_error for term in kept.values()] == ["drop", "raise"]
     assert len({id(term.reward) for term in terms.values()}) == 1  # one model, however often it is named
     other = {"raw": RewardConfig(), "less": RewardConfig(options={"share": 0.25})}
     terms = build_reward(dict.fromkeys(other, found), other, device="cpu").terms
