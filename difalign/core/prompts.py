@@ -39,7 +39,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     problems: list[str] = []
     for row in read_rows(path):
         try:
-            prompt = _prompt_of(row)
+            prompt = prompt_of(row)
             if prompt.text in first_place:
                 raise ValueError(f"repeats {first_place[prompt.text]} ({prompt.text!r}); remove one of them")
         except ValueError as error:
@@ -55,7 +55,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
-def _prompt_of(row: Row) -> Prompt:
+def prompt_of(row: Row) -> Prompt:
     """The prompt that a row holds; ValueError says what is wrong with it."""
     if row.problem is not None:
         raise ValueError(row.problem)
