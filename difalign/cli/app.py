@@ -7,6 +7,7 @@ import typer
 from difalign.cli import cards, config
 from difalign.cli.doctor import doctor
 from difalign.cli.plan import plan
+from difalign.cli.score import score
 from difalign.cli.status import status
 from difalign.cli.train import SETTINGS_CONTEXT, train
 
@@ -17,6 +18,7 @@ app = typer.Typer(
 )
 app.command(context_settings=SETTINGS_CONTEXT)(train)
 app.command(context_settings=SETTINGS_CONTEXT)(plan)
+app.command()(score)
 app.command()(status)
 app.command()(doctor)
 app.add_typer(config.app, name="config")

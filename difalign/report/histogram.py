@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from difalign.report.chart import Tick, nice_step, percent, tick_label, value_axis
 
-_FEWEST_BINS, _MOST_BINS = 4, 40
+_FEWEST_BINS, _MOST_BINS = 12, 40  # before the width is made round, which leaves at least 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,18 @@ def before_after_grid(pairs: Sequence[Pair], *, columns: int | None = None) -> I
     return image
 
 
+def captioned_grid(images: Sequence[Image], captions: Sequence[tuple[str, str]], *, columns: int = 4) -> Image:
+    """Pictures of any sizes in cells, each over its prompt and a line below it.
+
+    Raises:
+        ValueError: if there is no picture, or not one caption a picture.
+    """
+    if not images or len(images) != len(captions):
+        raise ValueError(f"{len(images)} pictures and {len(captions)} captions; give one a picture, at least one")
+    tiles = [[fit_tile(image)[0]] for image in images]
+    return _draw_cells(tiles, captions, columns=min(columns, len(images)))[0]
+
+
 def save_grid(grid: Grid, path: Path) -> None:
     """Save as PNG, whole or not at all, with the layout inside."""
     from PIL.PngImagePlugin import PngInfo

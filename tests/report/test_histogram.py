@@ -14,7 +14,7 @@ def test_every_value_falls_into_one_bin_of_round_width(seed: int):
     values = rng.normal(rng.uniform(-5, 5), 10.0 ** rng.uniform(-3, 3), size=200)
     edges = bin_edges(values)
     assert np.histogram(values, edges)[0].sum() == 200
-    assert 4 <= edges.size - 1 <= 41
+    assert 5 <= edges.size - 1 <= 41
     width = edges[1] - edges[0]
     assert np.allclose(np.diff(edges), width)
     assert f"{width:.6e}"[0] in "125"
