@@ -26,7 +26,6 @@ Show = Callable[[str, int, int], None]  # what is done, how many, of how many
 _COLUMNS = {  # heading -> what the page calls it
     "mean": "mean",
     "95 % interval": "95 % interval",
-    "spread": "spread",
     "in prompts": "within a prompt",
     "lowest": "lowest",
     "highest": "highest",
@@ -237,7 +236,7 @@ def _show(scores: Scores, *, seed: int) -> None:
     versus = Table(*_VERSUS, box=box.SIMPLE, pad_edge=False)
     for row in comparison_rows(scores, seed=seed):
         few = few or row.few
-        versus.add_row(row.name, row.base, row.tuned, row.gain, row.interval, f"{row.win_rate} ({row.win_interval})")
+        versus.add_row(row.name, row.base, row.tuned, row.gain, row.interval, row.win_rate)
     for title, shown in ((f"{scores.title}: {scores.size}", table), (f"against {scores.base_title}:", versus)):
         if shown.row_count:
             typer.echo(title)

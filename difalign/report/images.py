@@ -292,6 +292,7 @@ def _draw_cells(
 
 def _draw_caption(draw: ImageDraw, corner: tuple[int, int], caption: tuple[list[str], str], font: Font) -> None:
     lines, below = caption
+    below = below.replace("−", "-")  # which the font that comes with PIL lacks
     left, top = corner
     for offset, line in enumerate(lines):
         draw.text((left, top + offset * _LINE_HEIGHT), line, fill=_INK, font=font)

@@ -26,7 +26,9 @@ def output(*arguments: str) -> str:
 
 def test_help_names_every_command():
     text = output("--help")
-    assert all(name in text for name in ("train", "plan", "status", "doctor", "config", "pipelines", "rewards"))
+    assert all(
+        name in text for name in ("train", "plan", "score", "status", "doctor", "config", "pipelines", "rewards")
+    )
     assert all(name in output("config", "--help") for name in ("show", "validate", "schema", "diff"))
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("train", "plan", "status", "doctor", "config", "pipelines", "rewards")
+COMMANDS = ("train", "plan", "score", "status", "doctor", "config", "pipelines", "rewards")
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "scipy")
 
 
