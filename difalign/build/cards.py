@@ -11,6 +11,7 @@ from typing import Annotated, Generic, Literal, Self, TypeVar
 from pydantic import Field, model_validator
 
 from difalign.build.definitions import definition_roots, find_definition, is_path, known_names
+from difalign.build.entry_points import entry_point_card
 from difalign.core.config import DtypeName, Family
 from difalign.core.config_errors import TARGET_PATTERN, checked, did_you_mean
 from difalign.core.config_fields import Count, NonNegative, Number, Positive, Section
@@ -121,6 +122,8 @@ class RewardCard(Card):
     on_error: OnError = "raise"  # what becomes of samples without a score, unless the run says otherwise
     needs: Annotated[tuple[str, ...], Field(strict=False)] = ()  # what a prompt file must say beside every prompt
     requires: Annotated[tuple[str, ...], Field(strict=False)] = ()  # modules beyond the core's, of the extra `rewards`
+    # The least and the greatest score that can be; null = without end.
+    bounds: Annotated[tuple[Number | None, Number | None], Field(strict=False)] | None = None
     statistics: ScoreStatistics | None = None  # measured; the default of rewards.NAME.scale.kind=fixed
     scales: dict[str, FixedScale] = Field(default_factory=dict)  # the constants of published code, by its name
     # A function of one prompt and, if it has a second argument ``metadata``, of what the prompt file says beside it;
@@ -169,11 +172,19 @@ def load_pipeline_card(name_or_path: str, roots: Sequence[Path] | None = None) -
 
 
 def load_reward_card(name_or_path: str, roots: Sequence[Path] | None = None) -> Found[RewardCard]:
-    """The card of a reward, by name or by the path of a card.
+    """The card of a reward: by name, by the path of a card, or by the name that another package declares.
 
     Raises:
         ConfigError: if nothing of that name is known or the card is malformed.
     """
+    if is_path(name_or_path) or name_or_path.replace("_", "-") in known_names(REWARDS, roots):
+        return _load(RewardCard, REWARDS, name_or_path, roots)
+    declared = entry_point_card(name_or_path)
+    if isinstance(declared, Path):
+        return _load(RewardCard, REWARDS, str(declared), roots)
+    if declared is not None:
+        card = checked(RewardCard, declared, source=f"entry point {name_or_path!r}")
+        return Found(card, Path(f"{name_or_path}.yaml"))
     return _load(RewardCard, REWARDS, name_or_path, roots)
 
 
