@@ -121,7 +121,7 @@ def _remedy(found: Found[RewardCard], name: str, environ: Mapping[str, str]) -> 
     at = f" --revision {card.revision}" if card.revision is not None else ""
     wanted = f" {card.file}" if card.file is not None else ""
     return (
-        f"{name} of {card.hub_id} is not in {hub_cache(environ)}: where there is a network, "
+        f"{card.hub_id} ({name}) is not in {hub_cache(environ)}: where there is a network, "
         f"`hf download {card.hub_id}{wanted}{at}`, and copy the folder "
         f"models--{card.hub_id.replace('/', '--')} there"
     )
