@@ -97,7 +97,7 @@ def bin_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
     step = nice_step(min(max(rough, (high - low) / _MOST_BINS), (high - low) / _FEWEST_BINS))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     # Multiplied out, not added up: an edge such as 0.3 is the float that a score of 0.3 is.
-    return np.arange(first, last + 1) * step
+    return np.arange(first, last + 1, dtype=np.float64) * step
 
 
 def _finite(series: ArrayLike) -> NDArray[np.float64]:

@@ -38,13 +38,7 @@ def test_list_says_what_a_choice_depends_on():
 
 def test_show_tells_all_of_a_card():
     text = call("show", "tiny-clip").stdout
-    for fact in (
-        "difalign.reward_models.clip:ClipReward",
-        "options.scale",
-        "Apache-2.0",
-        "differentiable",
-        "-1.0, 1.0",
-    ):
+    for fact in ("difalign.reward_models.clip:ClipReward", "options.scale", "Apache-2.0", "-1.0, 1.0"):
         assert fact in text
     missing = call("show", "verifer")
     assert missing.exit_code == 2

@@ -36,7 +36,7 @@ def test_ci_runs_check_and_test_and_nothing_else_of_the_makefile():
     assert commands((ROOT / ".ci" / "run").read_text()) == CI_COMMANDS
 
 
-PAGE_PATTERNS = ("*.md", "docs/*.md", "samples/*.md", "benchmarks/*.md", "pipelines/*/*.md")
+PAGE_PATTERNS = ("*.md", "docs/*.md", "docs/rewards/*.md", "samples/*.md", "benchmarks/*.md", "pipelines/*/*.md")
 PAGES = sorted(page for pattern in PAGE_PATTERNS for page in ROOT.glob(pattern))
 
 
