@@ -46,22 +46,22 @@ class CheckPicture:
 def check_pictures() -> tuple[CheckPicture, ...]:
     """Scenes that show their caption, or another one; words that are written as asked for, or not; waves and noise.
 
-    The metadata is GenEval's, for rewards that count objects.
+    The metadata is GenEval's, for rewards that count objects, and a class of ImageNet.
     """
     rng = np.random.default_rng(_SEED)
     return (
-        CheckPicture(_scene("a red circle", rng), "a red circle", _clauses("circle", 1, "red")),
-        CheckPicture(_scene("two blue squares", rng), "two blue squares", _clauses("square", 2, "blue")),
-        CheckPicture(_scene("a white cross", rng), "three yellow triangles", _clauses("triangle", 3, "yellow")),
+        CheckPicture(_scene("a red circle", rng), "a red circle", _clauses("sports ball", 1, "red", 852)),
+        CheckPicture(_scene("two blue squares", rng), "two blue squares", _clauses("book", 2, "blue", 921)),
+        CheckPicture(_scene("a white cross", rng), "three yellow triangles", _clauses("kite", 3, "yellow", 701)),
         CheckPicture(
             _scene("a red circle left of a green cross", rng),
             "a red circle left of a green cross",
-            _clauses("cross", 1, "green"),
+            _clauses("sports ball", 1, "green", 768),
         ),
-        CheckPicture(_lettering("OPEN"), 'a door with a sign that says "OPEN"', _clauses("book", 1, "white")),
-        CheckPicture(_lettering("COFFEE"), 'a cup with the word "TOFFEE" on it', _clauses("cup", 1, "white")),
-        CheckPicture(_waves(), "an oil painting of the sea at night", _clauses("boat", 1, "blue")),
-        CheckPicture(_noise(rng), 'a wall with the word "STOP"', _clauses("stop sign", 1, "red")),
+        CheckPicture(_lettering("OPEN"), 'a door with a sign that says "OPEN"', _clauses("book", 1, "white", 921)),
+        CheckPicture(_lettering("COFFEE"), 'a cup with the word "TOFFEE" on it', _clauses("cup", 1, "white", 968)),
+        CheckPicture(_waves(), "an oil painting of the sea at night", _clauses("boat", 1, "blue", 978)),
+        CheckPicture(_noise(rng), 'a wall with the word "STOP"', _clauses("stop sign", 1, "red", 919)),
     )
 
 
@@ -74,8 +74,9 @@ def digest(pictures: Sequence[CheckPicture]) -> str:
     return content.hexdigest()
 
 
-def _clauses(name: str, count: int, color: str) -> dict[str, object]:
-    return {"tag": "counting", "include": [{"class": name, "count": count, "color": color}], "exclude": []}
+def _clauses(name: str, count: int, color: str, target_class: int) -> dict[str, object]:
+    clause = {"class": name, "count": count, "color": color}
+    return {"tag": "counting", "include": [clause], "exclude": [], "target_class": target_class}
 
 
 def _scene(caption: str, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from difalign.build.cards import REWARDS, Found, RewardCard
 from difalign.build.check_pictures import CheckPicture, check_pictures, digest
 from difalign.build.definitions import definition_roots, find_shipped
 from difalign.build.reward_files import obstacles
-from difalign.build.score_pictures import Scorer, unreadable
+from difalign.build.score_pictures import Scorer, load_scorer, unreadable
 from difalign.core.config_rewards import RewardConfig
 from difalign.core.errors import ConfigError
 from difalign.core.prompts import Prompt
@@ -112,7 +112,7 @@ def check_reward(found: Found[RewardCard], stored: StoredValues | None, *, devic
     if len(pictures) < 2:
         return CheckResult(card.name, "skipped", ("none of the pictures has a prompt that it can read",))
     try:
-        reward = _loaded(scorer, device)
+        reward = load_scorer(card.name, scorer, device)
     except ConfigError as error:
         return CheckResult(card.name, "failed", (str(error),))
     seen = _Seen()
@@ -184,13 +184,6 @@ class _Batch:
 
     def score(self, reward: RewardModel) -> RewardOutput:
         return reward.score(self.media, self.prompts, metadata=self.metadata)
-
-
-def _loaded(scorer: Scorer, device: str) -> RewardModel:
-    from difalign.build.factory import build_reward
-
-    name = scorer.found.card.name
-    return build_reward({name: scorer.found}, {name: scorer.config}, device=device).rewards[name][0]
 
 
 def _measure(reward: RewardModel, batch: _Batch) -> tuple[Tensor | None, list[str]]:

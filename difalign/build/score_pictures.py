@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,9 +104,10 @@ def unreadable(scorer: Scorer, prompts: Sequence[Prompt]) -> Iterator[str]:
         return
     read = resolve_target(card.prompt_reader)
     assert callable(read), card.prompt_reader
+    wants_metadata = "metadata" in inspect.signature(read).parameters
     for prompt in prompts:
         try:
-            read(prompt.text)
+            read(prompt.text, prompt.metadata) if wants_metadata else read(prompt.text)
         except ValueError as error:
             yield f"cannot score {prompt.text!r}: {error}"
 
@@ -130,7 +132,7 @@ def score_pictures(
     scores: list[dict[str, float]] = [{} for _ in pictures]
     errors: list[dict[str, str]] = [{} for _ in pictures]
     for name, scorer in scorers.items():
-        reward = _load(name, scorer, device)
+        reward = load_scorer(name, scorer, device)
         progress(name, 0, len(pictures))
         done = 0
         for rows in _batches(pictures, prompts, batch=batch, groupwise=scorer.found.card.groupwise):
@@ -149,11 +151,16 @@ def score_pictures(
     ]
 
 
-def _load(name: str, scorer: Scorer, device: str | torch.device) -> RewardModel:
+def load_scorer(name: str, scorer: Scorer, device: str | torch.device) -> RewardModel:
+    """The reward itself, without weight and unit.
+
+    Raises:
+        ConfigError: if it cannot be loaded.
+    """
     from difalign.build.factory import build_reward
 
     try:
-        return build_reward({name: scorer.found}, {name: scorer.config}, device=device).rewards[name][0]
+        return build_reward({name: scorer.found}, {name: scorer.config}, device=device).terms[name].reward
     except ConfigError as error:
         raise ConfigError(f"reward {name!r}: {error}") from None
 

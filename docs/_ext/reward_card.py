@@ -27,14 +27,27 @@ def rows(card: RewardCard, measured: dict[str, dict[str, float]]) -> Iterator[tu
     yield "card", f"`{card.name}`: {card.summary}"
     yield "class", f"`{card.target}`"
     yield "licence", card.licence
+    yield from _weights(card)
+    yield from _demands(card)
+    yield from _scale(card)
+    for option, value in card.options.items():
+        yield f"option `{option}`", f"`{value}`"
+    speeds = measured.get(card.name)
+    if speeds:
+        told = ", ".join(f"{value:g} at batch {batch}" for batch, value in speeds.items())
+        yield "pictures a second", f"{told} (one thread of a CPU, [how](../../benchmarks/README.md))"
+
+
+def _weights(card: RewardCard) -> Iterator[tuple[str, str]]:
     source = card.hub_id or card.path
     if source is not None:
         at = f" at `{card.revision}`" if card.revision is not None else ""
         yield "weights", f"`{source}`{at}" + (f", file `{card.file}`" if card.file is not None else "")
     if card.sha256 is not None:
         yield "SHA-256", f"`{card.sha256}`"
-    if card.bounds is not None:
-        yield "range", bounds(card)
+
+
+def _demands(card: RewardCard) -> Iterator[tuple[str, str]]:
     yield "gradient to the pixels", "yes" if card.differentiable else "no"
     if card.groupwise:
         yield "compares", "the pictures of a prompt with one another"
@@ -42,6 +55,11 @@ def rows(card: RewardCard, measured: dict[str, dict[str, float]]) -> Iterator[tu
         yield "needs beside a prompt", ", ".join(f"`{key}`" for key in card.needs)
     if card.requires:
         yield "needs", f"{', '.join(f'`{name}`' for name in card.requires)} (`pip install 'difalign[rewards]'`)"
+
+
+def _scale(card: RewardCard) -> Iterator[tuple[str, str]]:
+    if card.bounds is not None:
+        yield "range", bounds(card)
     found = card.statistics
     if found is not None:
         between = "" if found.low is None or found.high is None else f", from {found.low:g} to {found.high:g}"
@@ -50,12 +68,6 @@ def rows(card: RewardCard, measured: dict[str, dict[str, float]]) -> Iterator[tu
         yield "spread within a prompt", f"**{found.within_prompt_std:g}**"
     for name, scale in card.scales.items():
         yield f"constants of {name}", f"(score − {scale.mean:g}) / {scale.std:g}"
-    for option, value in card.options.items():
-        yield f"option `{option}`", f"`{value}`"
-    speeds = measured.get(card.name)
-    if speeds:
-        told = ", ".join(f"{value:g} at batch {batch}" for batch, value in speeds.items())
-        yield "pictures a second", f"{told} (one thread of a CPU, [how](../../benchmarks/README.md))"
 
 
 def speeds(file: Path = RESULTS) -> dict[str, dict[str, float]]:
