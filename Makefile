@@ -33,13 +33,14 @@ DEMO_LAUNCH ?= $(if $(filter 1,$(PROCESSES)),--cpu,--multi_gpu) --num_processes 
 DEMO_ENV ?= ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check bench docs clean
+.PHONY: help install demo test test-all check check-install bench docs clean
 
 help:
 	@echo "make demo      align the shipped tiny model, write runs/demo/report.html"
 	@echo "make test      the default tests"
 	@echo "make test-all  also the slow ones"
 	@echo "make check     lint, format, types, layers, house rules"
+	@echo "make check-install  the newest releases in a fresh environment, from the network (6 GB)"
 	@echo "make bench     speed against peers, a JSON line each"
 	@echo "make docs      the documentation under docs/_build/html"
 	@echo "make install   only the environment"
@@ -77,6 +78,9 @@ check: install
 	$(BIN)/pyright --pythonpath $(PY)
 	$(BIN)/lint-imports
 	$(PY) -m pytest -q tests/house
+
+check-install: install
+	$(PY) -m pytest -q -m network tests/house/test_clean_install.py
 
 bench: install
 	@set -e; for script in benchmarks/bench_*.py; do \

@@ -11,7 +11,7 @@ from tests.house.repository import ROOT, relative, text_files
 
 README_COMMANDS = {"demo", "test"}
 CI_COMMANDS = {"check", "test"}
-TARGETS = {"install", "demo", "test", "test-all", "check", "bench", "docs"}
+TARGETS = {"install", "demo", "test", "test-all", "check", "check-install", "bench", "docs"}
 
 
 def makefile_targets() -> set[str]:
