@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from difalign.core.types import RewardOutput
 
 VALUES_FILE = "check_values.json"
-STORED_TOLERANCE = 1e-4  # of max(1, |score|), against the stored value: other machines round differently
-BATCH_TOLERANCE = 1e-5  # of max(1, |score|), between batches on one machine
+STORED_TOLERANCE = 1e-4  # of the largest |score|, against the stored values: other machines round differently
+BATCH_TOLERANCE = 1e-5  # of the largest |score|, between batches on one machine
 _GROUP_PROMPT = "a picture"  # of all, for a reward that compares the pictures of a prompt
 _DIGITS = 7  # significant ones of a stored value
 
@@ -87,7 +87,7 @@ def write_stored(results: Sequence[CheckResult], file: Path | None = None) -> Pa
             rewards[result.name] = {"reads_prompt": result.reads_prompt, "scores": scores}
     content = {
         "pictures": pictures,
-        "tolerance": f"{STORED_TOLERANCE:g} of max(1, |score|)",
+        "tolerance": f"{STORED_TOLERANCE:g} of the largest |score| of a reward",
         "rewards": dict(sorted(rewards.items())),
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -249,10 +249,10 @@ def _moved(name: str, values: Sequence[float], reads_prompt: bool | None, stored
     if len(kept) != len(values):
         yield f"{_MOVED}: {len(kept)} values are stored, and {len(values)} pictures were scored"
         return
-    apart = [(abs(value - old) / max(1.0, abs(old)), value, old) for value, old in zip(values, kept, strict=True)]
-    worst, value, old = max(apart)
-    if worst > STORED_TOLERANCE:
-        yield f"{_MOVED}: {value:.6g} in place of {old:.6g}, more than {STORED_TOLERANCE:g} of max(1, |score|) apart"
+    allowed = STORED_TOLERANCE * max(map(abs, kept))
+    worst, value, old = max((abs(value - old), value, old) for value, old in zip(values, kept, strict=True))
+    if worst > allowed:
+        yield f"{_MOVED}: {value:.7g} in place of {old:.7g}, more than {allowed:.2g} apart"
     if reads_prompt != stored.reads_prompt[name]:
         yield f"{_MOVED}: it {'reads' if reads_prompt else 'no longer reads'} the prompt"
 
@@ -266,4 +266,4 @@ def _only_moved(result: CheckResult) -> bool:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     a, b = a.detach().cpu(), b.detach().cpu()
-    return bool(((a - b).abs() <= BATCH_TOLERANCE * b.abs().clamp(min=1.0)).all())
+    return bool(((a - b).abs() <= BATCH_TOLERANCE * b.abs().max()).all())

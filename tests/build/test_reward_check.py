@@ -68,8 +68,8 @@ def stored_of(result: CheckResult, **changed: float) -> StoredValues:
 
 def test_values_that_have_moved_fail():
     result = check("bright")
-    assert check("bright", stored_of(result, by=5e-5)).status == "ok"
-    moved = check("bright", stored_of(result, by=5e-4))
+    assert check("bright", stored_of(result, by=3e-5)).status == "ok"
+    moved = check("bright", stored_of(result, by=3e-4))
     assert moved.status == "failed"
     assert "differs from what is stored" in moved.remarks[0]
     other = StoredValues("0" * 64, {"bright": result.scores}, {"bright": False})
