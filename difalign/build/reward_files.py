@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from urllib.parse import urlsplit
 
 from difalign.build.cards import Found, RewardCard
 from difalign.build.surroundings import hub_cache
+from difalign.core.user_path import user_path
 
 _CHUNK = 1 << 22  # bytes read at once
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PATIENCE = 1.0  # seconds for a server to take a connection
 
 
@@ -37,9 +40,17 @@ def obstacles(found: Found[RewardCard], environ: Mapping[str, str] = os.environ)
     lacking = [file for file in expected_files(found, environ) if file.path is None]
     if lacking:
         yield lacking[0].problem or ""
-    for url in addresses(found.card):
+    servers = addresses(found.card)
+    for url in servers:
         if not _listens(url):
             yield f"no server listens at {url}: start one, and give its address as options.url"
+    if not servers:  # a server has its models with itself
+        for option, value in found.card.options.items():
+            if isinstance(value, str) and _HUB_ID.fullmatch(value) and not _is_at_hand(value, environ):
+                yield (
+                    f"{value}, which options.{option} names, is not in {hub_cache(environ)}: where there is a network, "
+                    f"`hf download {value}`, or give a folder"
+                )
 
 
 def is_installed(module: str) -> bool:
@@ -135,6 +146,10 @@ def _snapshot(hub_id: str, revision: str | None, environ: Mapping[str, str]) -> 
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else wanted
     folder = repository / "snapshots" / commit
     return folder if folder.is_dir() else None
+
+
+def _is_at_hand(source: str, environ: Mapping[str, str]) -> bool:
+    return user_path(source).is_dir() or _snapshot(source, None, environ) is not None
 
 
 def _is_address(word: str) -> bool:

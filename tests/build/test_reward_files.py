@@ -89,6 +89,17 @@ def test_a_server_is_asked_whether_it_listens(tmp_path: Path):
     assert "http://127.0.0.1:9:" in closed
 
 
+def test_an_option_may_name_another_repository(tmp_path: Path):
+    environ = {"HF_HUB_CACHE": str(tmp_path)}
+    needy = found(tmp_path, options={"encoder": "me/mine", "scale": "cosine"})
+    (missing,) = obstacles(needy, environ)
+    assert "me/mine, which options.encoder names" in missing
+    fill_cache(tmp_path)
+    assert not list(obstacles(needy, environ))
+    served = found(tmp_path, options={"model": "you/yours", "url": "http://127.0.0.1:9"})
+    assert all("you/yours" not in text for text in obstacles(served, environ))
+
+
 @pytest.mark.parametrize(("module", "missing"), [("json", False), ("no_such.thing", True)])
 def test_modules(tmp_path: Path, module: str, missing: bool):
     assert bool(list(obstacles(found(tmp_path, requires=[module])))) is missing
