@@ -65,15 +65,16 @@ def clip(size: Size, tokenizer: CLIPTokenizer) -> ClipReward:
     from difalign.reward_models.clip import ClipReward
     from difalign.reward_models.preprocessing import ImageInput
 
+    special: Any = tokenizer  # whose numbers of special tokens are annotated as anything
     text = CLIPTextConfig(
         vocab_size=_CLIP_WORDS,
         hidden_size=size.text.width,
         intermediate_size=4 * size.text.width,
         num_hidden_layers=size.text.layers,
         num_attention_heads=size.text.heads,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=special.bos_token_id,
+        eos_token_id=special.eos_token_id,
+        pad_token_id=special.pad_token_id,
     )
     vision = CLIPVisionConfig(
         hidden_size=size.vision.width,
