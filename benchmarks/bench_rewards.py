@@ -31,7 +31,7 @@ from benchmarks.timing import Clock, alternate, fastest
 if TYPE_CHECKING:
     from difalign.core.protocols import RewardModel
 
-CARDS = ("verifier", "tiny-clip", "compressibility")
+CARDS = ("verifier", "tiny-clip", "compressibility", "ocr", "image-class")
 _CAPTIONS = ("a red circle", "two blue squares", "a green cross at the left", "a red circle and a white square")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +23,9 @@ from difalign.build.cards import (
 from difalign.build.definitions import find_file
 from difalign.build.fingerprints import fingerprints
 from difalign.build.pipeline_folder import INDEX_FILE, folder_problems, pipeline_class
+from difalign.build.prompt_readers import meaning_of
 from difalign.build.surroundings import cache_problems, environment_problems
-from difalign.build.targets import check_target, resolve_target
+from difalign.build.targets import check_target
 from difalign.core.config import RunConfig
 from difalign.core.errors import ConfigError, in_one_message
 from difalign.core.families import family_contradictions, with_family_defaults
@@ -169,14 +169,11 @@ def _check_metadata(key: str, file: Path, prompts: Sequence[Prompt], reward: str
 
 def _understood(key: str, file: Path, prompts: tuple[Prompt, ...], reward: str, reader: str) -> tuple[Prompt, ...]:
     """The prompts, categorised where they are not, once a reward has said that it can score them all."""
-    read = resolve_target(reader)
-    assert callable(read), reader
-    wants_metadata = "metadata" in inspect.signature(read).parameters
     problems: list[str] = []
     understood: list[Prompt] = []
     for prompt in prompts:
         try:
-            meaning = read(prompt.text, prompt.metadata) if wants_metadata else read(prompt.text)
+            meaning = meaning_of(prompt, reader)
         except ValueError as error:
             problems.append(f"{key} = {str(file)!r}: rewards.{reward} cannot score {prompt.text!r}: {error}")
             continue

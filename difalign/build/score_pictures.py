@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from difalign.build.cards import Found, RewardCard, load_reward_card, reward_options
 from difalign.build.picture_files import PictureFile, read_pixels
+from difalign.build.prompt_readers import meaning_of
 from difalign.build.reward_files import is_installed
-from difalign.build.targets import check_target, resolve_target
+from difalign.build.targets import check_target
 from difalign.core.config_rewards import RewardConfig
 from difalign.core.errors import ConfigError, in_one_message
 from difalign.core.prompts import Prompt
@@ -102,12 +102,9 @@ def unreadable(scorer: Scorer, prompts: Sequence[Prompt]) -> Iterator[str]:
                 yield f"needs {key!r} beside {prompt.text!r}: give prompts as .jsonl, .csv or .parquet with that key"
     if card.prompt_reader is None:
         return
-    read = resolve_target(card.prompt_reader)
-    assert callable(read), card.prompt_reader
-    wants_metadata = "metadata" in inspect.signature(read).parameters
     for prompt in prompts:
         try:
-            read(prompt.text, prompt.metadata) if wants_metadata else read(prompt.text)
+            meaning_of(prompt, card.prompt_reader)
         except ValueError as error:
             yield f"cannot score {prompt.text!r}: {error}"
 

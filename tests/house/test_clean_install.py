@@ -69,5 +69,5 @@ def test_rewards_give_the_stored_values(installed: Path, tmp_path: Path):
     said = run([str(installed / "difalign"), "rewards", "check"], tmp_path)
     assert " 0 failed" in said.splitlines()[-1]
     ok = {line.split(":")[0] for line in said.splitlines() if ": ok:" in line}
-    assert {"verifier", "tiny-clip", "compressibility"} <= ok
+    assert {"verifier", "tiny-clip", "compressibility", "ocr", "image-class"} <= ok
     assert "is not installed" not in said
