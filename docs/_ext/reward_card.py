@@ -35,7 +35,7 @@ def rows(card: RewardCard, measured: dict[str, dict[str, float]]) -> Iterator[tu
     speeds = measured.get(card.name)
     if speeds:
         told = ", ".join(f"{value:g} at batch {batch}" for batch, value in speeds.items())
-        yield "pictures a second", f"{told} (one thread of a CPU, [how](../../benchmarks/README.md))"
+        yield "pictures a second", f"{told} (one thread of a CPU, `benchmarks/README.md`)"
 
 
 def _weights(card: RewardCard) -> Iterator[tuple[str, str]]:

@@ -66,6 +66,7 @@ def test_the_table_is_the_cards():
     for fact in ("MIT", "me/mine", "w.pt", "0" * 64, "0 to …", "clauses", "0.2786", "0.0073", "FLUX", "− 18) / 8"):
         assert fact in told
     assert "12.5 at batch 1, 30 at batch 8" in told
+    assert "](" not in told  # a link out of the pages is no link
 
 
 def test_speeds_are_those_of_real_weights_in_the_last_line(tmp_path: Path):
