@@ -162,6 +162,23 @@ class SubmittedReward(RewardModel, Protocol):
 
 
 @runtime_checkable
+class NetworkReward(RewardModel, Protocol):
+    """A reward whose score one network computes, and which can be had with other weights: it can be a teacher.
+
+    Its score has a gradient to those weights that ask for one, and is then not read from what was kept of others.
+    """
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, all of it that has weights."""
+        ...
+
+    def with_model(self, model: nn.Module) -> NetworkReward:
+        """The same reward by another network of the same make, which is frozen; nothing read so far is kept."""
+        ...
+
+
+@runtime_checkable
 class Movable(Protocol):
     """A reward whose weights can wait elsewhere while they are not needed."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, Self, cast, final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from difalign.core.types import Metadata, RewardOutput
 from difalign.reward_models.blip_text import BlipPrompts
@@ -117,6 +118,12 @@ class BlipReward:
     def to(self, device: str | torch.device) -> None:
         """Move the weights."""
         move(self.model, device)
+
+    def with_model(self, model: nn.Module) -> Self:
+        """The same reward by another network of the same make, which is frozen."""
+        other = copy.copy(self)
+        other.model = cast("BlipForImageTextRetrieval", frozen(model))
+        return other
 
     def score(
         self,

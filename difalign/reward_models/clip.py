@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, final, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, final, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from difalign.core.types import Metadata, RewardOutput
 from difalign.reward_models.checkpoints import check_model_type, load_pretrained, load_processor, load_tokenizer
 from difalign.reward_models.media_check import check_media
-from difalign.reward_models.networks import check_micro_batch, frozen, in_micro_batches, move, named_dtype
+from difalign.reward_models.networks import check_micro_batch, frozen, in_micro_batches, in_training, move, named_dtype
 from difalign.reward_models.preprocessing import ImageInput, check_mode, preprocess
 from difalign.reward_models.text_cache import LengthLimit, TextCache
 
@@ -120,6 +121,13 @@ class ClipReward:
         """Move the weights; embeddings of prompts stay known."""
         move(self.model, device)
 
+    def with_model(self, model: nn.Module) -> Self:
+        """The same reward by another network of the same make, which is frozen."""
+        other = copy.copy(self)
+        other.model = cast("CLIPModel", frozen(model))
+        other._texts = TextCache(other._read)
+        return other
+
     def score(
         self,
         media: Tensor,
@@ -143,13 +151,13 @@ class ClipReward:
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Unit vectors of prompts, [N, D] float32; each distinct prompt is read once, cut to the model's length."""
-        return torch.stack([reading.to(self.device) for reading in self._texts.readings(prompts)])
+        readings = self._texts.readings(prompts, keep=not in_training(self.model))
+        return torch.stack([reading.to(self.device) for reading in readings])
 
     def _embed(self, media: Tensor) -> Tensor:
         pixels = preprocess(media.to(self.device), self.wanted, mode=self._mode).to(self.model.dtype)
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
-    @torch.no_grad()
     def _read(self, prompt: str) -> Tensor:
         self._limit.note(prompt, len(self.tokenizer(prompt, verbose=False).input_ids))
         # Attention is causal, so that what pads a prompt to the length of others would change nothing.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, Self, cast, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from difalign.core.types import Metadata, RewardOutput
 from difalign.reward_models.checkpoints import find_checkpoint, load_strictly, read_state_dict
 from difalign.reward_models.media_check import check_media
-from difalign.reward_models.networks import check_micro_batch, frozen, in_micro_batches, named_dtype
+from difalign.reward_models.networks import check_micro_batch, frozen, in_micro_batches, in_training, named_dtype
 from difalign.reward_models.preprocessing import PaddedInput, check_mode, preprocess
 from difalign.reward_models.text_cache import LengthLimit, TextCache
 
@@ -129,6 +130,13 @@ class HPSv2Reward:
         """Move the weights; embeddings of prompts stay known."""
         self.model.to(device)
 
+    def with_model(self, model: nn.Module) -> Self:
+        """The same reward by another network of the same make, which is frozen."""
+        other = copy.copy(self)
+        other.model = cast("CLIP", frozen(model))
+        other._texts = TextCache(other._read)
+        return other
+
     def score(
         self,
         media: Tensor,
@@ -143,7 +151,8 @@ class HPSv2Reward:
             ValueError: if the numbers differ, the media are no pictures, or ``exact`` is asked for a gradient.
         """
         check_media(media, prompts, reader=self.name)
-        texts = torch.stack([reading.to(self.device) for reading in self._texts.readings(prompts)])
+        readings = self._texts.readings(prompts, keep=not in_training(self.model))
+        texts = torch.stack([reading.to(self.device) for reading in readings])
         images = in_micro_batches(self._embed, media, self._micro_batch)
         return RewardOutput((images * texts).sum(dim=-1).to(media.device))
 
@@ -151,7 +160,6 @@ class HPSv2Reward:
         pixels = preprocess(media.to(self.device), self.wanted, mode=self._mode).to(self.model.logit_scale.dtype)
         return self.model.encode_image(pixels, normalize=True)
 
-    @torch.no_grad()
     def _read(self, prompt: str) -> Tensor:
         self._limit.note(prompt, len(self.tokenizer.encode(prompt)) + _OTHER_TOKENS)
         tokens = self.tokenizer([prompt], context_length=self._limit.longest).to(self.device)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, Self, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +160,7 @@ class ImageReward:
         name: str = "imagereward",
     ) -> None:
         self.name = name
-        self.network = frozen(network)
+        self.model = frozen(network)
         self.wanted = wanted
         self._prompts = BlipPrompts(tokenizer, reader=name)
         self._mode = check_mode(preprocess)
@@ -220,7 +221,13 @@ class ImageReward:
 
     def to(self, device: str | torch.device) -> None:
         """Move the weights."""
-        self.network.to(device)
+        self.model.to(device)
+
+    def with_model(self, model: nn.Module) -> Self:
+        """The same reward by another network of the same make, which is frozen."""
+        other = copy.copy(self)
+        other.model = cast("ImageRewardNetwork", frozen(model))
+        return other
 
     def score(
         self,
@@ -239,12 +246,12 @@ class ImageReward:
         ids, mask = self._prompts.read(prompts, self.device)
         size = self._micro_batch
         rows = zip(media.split(size), ids.split(size), mask.split(size), strict=True)
-        scores = torch.cat([self.network(self._pixels(part), *tokens) for part, *tokens in rows])
+        scores = torch.cat([self.model(self._pixels(part), *tokens) for part, *tokens in rows])
         return RewardOutput(scores.to(media.device))
 
     @property
     def _weight(self) -> Tensor:
-        return next(self.network.parameters())
+        return next(self.model.parameters())
 
     def _pixels(self, media: Tensor) -> Tensor:
         return preprocess(media.to(self.device), self.wanted, mode=self._mode).to(self._weight.dtype)

@@ -28,6 +28,11 @@ def frozen(network: _M) -> _M:
     return network.eval().requires_grad_(False)
 
 
+def in_training(network: nn.Module) -> bool:
+    """Whether some of its weights ask for a gradient, so that what it has read before no longer holds."""
+    return any(parameter.requires_grad for parameter in network.parameters())
+
+
 def move(network: nn.Module, device: str | torch.device) -> None:
     """Move the weights; for transformers' classes, whose own ``to`` is annotated in a way that no checker reads."""
     network.to(device)

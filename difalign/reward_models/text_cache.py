@@ -30,9 +30,10 @@ class TextCache(Generic[_T]):
         """How many prompts are held."""
         return len(self._known)
 
-    def readings(self, prompts: Sequence[str]) -> list[_T]:
-        """One reading a prompt, in their order."""
-        found = {prompt: self._reading(prompt) for prompt in dict.fromkeys(prompts)}
+    def readings(self, prompts: Sequence[str], *, keep: bool = True) -> list[_T]:
+        """One reading a prompt, in their order; without ``keep``, as for weights in training, all are read anew."""
+        read = self._reading if keep else self._read
+        found = {prompt: read(prompt) for prompt in dict.fromkeys(prompts)}
         return [found[prompt] for prompt in prompts]
 
     def _reading(self, prompt: str) -> _T:

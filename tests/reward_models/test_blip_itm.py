@@ -13,6 +13,7 @@ from difalign.core.protocols import RewardModel
 from difalign.reward_models.blip_itm import HEADS, BlipReward
 from tests.reward_models.bert_words import bert_tokenizer
 from tests.reward_models.pictures import as_pillow, eight_bit_pictures
+from tests.teachers import check_learns
 from tests.tiny_models import seeded
 
 SIDE = 24
@@ -86,3 +87,7 @@ def test_bad_options_and_folders_are_refused(folder: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(ValueError, match="holds a model of type 'clip', not a BlipForImageTextRetrieval"):
         BlipReward.from_pretrained(tmp_path)
+
+
+def test_another_network_can_be_taught(folder: Path):
+    check_learns(BlipReward.from_pretrained(folder), eight_bit_pictures(3, SIDE, SIDE), PROMPTS)

@@ -12,6 +12,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPToken
 from difalign.core.protocols import RewardModel
 from difalign.reward_models.clip import ClipReward
 from tests.reward_models.pictures import as_pillow, eight_bit_pictures
+from tests.teachers import check_learns
 from tests.tiny_models import clip_model, clip_text_encoder, clip_tokenizer
 
 PROMPTS = ["a red circle", "two blue squares", "a green cross above a red square", "a red circle"]
@@ -168,3 +169,7 @@ def test_other_folders_are_refused(tmp_path: Path):
     clip_text_encoder(clip_tokenizer(), seed=0).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'clip_text_model', not a CLIPModel"):
         ClipReward.from_pretrained(tmp_path)
+
+
+def test_another_network_can_be_taught(reward: ClipReward):
+    check_learns(reward, eight_bit_pictures(4, 24, 24), PROMPTS)

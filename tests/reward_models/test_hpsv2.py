@@ -15,6 +15,7 @@ from difalign.reward_models.hpsv2 import HPSv2Reward, load_open_clip
 from difalign.reward_models.preprocessing import PaddedInput
 from tests.reward_models.originals import hpsv2
 from tests.reward_models.pictures import as_pillow, eight_bit_pictures
+from tests.teachers import check_learns
 from tests.tiny_models import seeded
 
 SIDE = 28
@@ -161,3 +162,7 @@ def test_the_full_configuration_is_that_of_the_paper():
     assert len(model.state_dict()) == 686
     with pytest.raises(ValueError, match="in other shapes"):
         load_open_clip(config, {key: torch.zeros(1) for key in model.state_dict()}, source="file")
+
+
+def test_another_network_can_be_taught(reward: HPSv2Reward):
+    check_learns(reward, eight_bit_pictures(4, SIDE, SIDE), PROMPTS)

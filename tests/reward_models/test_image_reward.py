@@ -16,6 +16,7 @@ from difalign.reward_models.image_reward import ImageReward, image_input, load_n
 from tests.reward_models import originals
 from tests.reward_models.bert_words import bert_tokenizer
 from tests.reward_models.pictures import as_pillow, eight_bit_pictures
+from tests.teachers import check_learns
 from tests.tiny_models import seeded
 
 SIDE, VOCABULARY = 32, 80
@@ -139,15 +140,15 @@ def test_settings_that_transformers_has_otherwise_matter(published: Published, r
     pixels = reward.wanted.exact(eight_bit_pictures(1, SIDE, SIDE))
     batch = tokens(PROMPTS[:1])
     with torch.no_grad():
-        whole = reward.network(pixels, batch.input_ids, batch.attention_mask)
-        patches = reward.network.vision(pixel_values=pixels).last_hidden_state
-        causal = reward.network.text(
+        whole = reward.model(pixels, batch.input_ids, batch.attention_mask)
+        patches = reward.model.vision(pixel_values=pixels).last_hidden_state
+        causal = reward.model.text(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             encoder_hidden_states=patches,
             is_decoder=True,
         ).last_hidden_state[:, 0]
-        one_way = (reward.network.head(causal).squeeze(-1) - image_reward.MEAN) / image_reward.STD
+        one_way = (reward.model.head(causal).squeeze(-1) - image_reward.MEAN) / image_reward.STD
     assert (whole - one_way).abs() > 1e-3
     assert (vision_config().layer_norm_eps, text_config().num_attention_heads) == (1e-6, 12)
 
@@ -155,8 +156,8 @@ def test_settings_that_transformers_has_otherwise_matter(published: Published, r
 def test_it_is_a_frozen_reward(reward: ImageReward):
     assert isinstance(reward, RewardModel)
     assert reward.differentiable
-    assert not reward.network.training
-    assert not any(parameter.requires_grad for parameter in reward.network.parameters())
+    assert not reward.model.training
+    assert not any(parameter.requires_grad for parameter in reward.model.parameters())
     reward.to("cpu")
     assert reward.device == torch.device("cpu")
 
@@ -164,7 +165,7 @@ def test_it_is_a_frozen_reward(reward: ImageReward):
 def test_scores_do_not_depend_on_batch_mates(reward: ImageReward):
     pixels = eight_bit_pictures(4, 33, 33)
     whole = reward.score(pixels, PROMPTS).scores
-    few = ImageReward(reward.network, bert_tokenizer(), reward.wanted, micro_batch=3)
+    few = ImageReward(reward.model, bert_tokenizer(), reward.wanted, micro_batch=3)
     assert torch.allclose(few.score(pixels, PROMPTS).scores, whole, atol=1e-5)
     alone = torch.cat([reward.score(pixels[i : i + 1], PROMPTS[i : i + 1]).scores for i in range(4)])
     assert torch.allclose(alone, whole, atol=1e-5)
@@ -209,3 +210,7 @@ def test_the_full_configuration_is_that_of_the_paper():
         network = image_reward.ImageRewardNetwork(vision_config(), text_config())
     projections = 256 * (1024 + 1) + 256 * (768 + 1)
     assert sum(p.numel() for p in network.parameters()) + projections == pytest.approx(446.7e6, rel=1e-3)
+
+
+def test_another_network_can_be_taught(reward: ImageReward):
+    check_learns(reward, eight_bit_pictures(3, SIDE, SIDE), PROMPTS[:3])

@@ -1,0 +1,322 @@
+"""A reward teaches copies of itself to read noisy estimates, one level of noise after the other.
+
+TTSnap (arXiv 2511.22242; the released code's settings are the defaults): the first student starts from the teacher and
+the cleanest level, each further one from the student of the level before; the optimiser and its rate begin anew at
+every level, and the network after a level is that level's scorer. The target is at all levels the same number: the
+teacher's raw score of the trajectory's finished sample.
+
+One process trains. A level depends on the weights it starts from, on the data and on (seed, level) only, so that
+training which was cut short goes on at the last finished level and ends bit for bit as it would have.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from difalign.core.errors import ConfigError
+from difalign.core.protocols import NetworkReward, RewardModel
+from difalign.core.rng import generator
+from difalign.core.student_bank import (
+    BANK_FILE,
+    BankLevel,
+    StudentBank,
+    file_sha256,
+    read_bank,
+    weights_sha256,
+    write_bank,
+)
+from difalign.objective.distillation import DistillationLoss, check_curriculum, decayed_rate
+from difalign.objective.ranking import Agreement, agreement
+
+
+class EstimateTable(Protocol):
+    """Estimates of x0 on the way, beside the teacher's scores of what became of them; N trajectories."""
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The prompt of each trajectory, N."""
+        ...
+
+    @property
+    def target(self) -> Tensor:
+        """The teacher's raw score of each finished sample, [N] float32."""
+        ...
+
+    def media(self, sigma: float, rows: Tensor) -> Tensor:
+        """The estimates at noise ``sigma`` of the trajectories ``rows`` ([B] int64), as the reward reads them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEstimates:
+    """A table in memory."""
+
+    prompts: tuple[str, ...]  # N
+    target: Tensor  # [N] float32
+    estimates: Mapping[float, Tensor]  # sigma -> [N, C, H, W] in [0, 1]
+
+    def __post_init__(self) -> None:
+        sizes = {tuple(self.target.shape), (len(self.prompts),), *((m.shape[0],) for m in self.estimates.values())}
+        if len(sizes) != 1:
+            raise ValueError(f"prompts, targets and estimates have {sorted(sizes)} rows: give one of each a trajectory")
+
+    def media(self, sigma: float, rows: Tensor) -> Tensor:
+        """The estimates of some trajectories.
+
+        Raises:
+            ValueError: if the table has none at that noise.
+        """
+        if sigma not in self.estimates:
+            raise ValueError(f"there are no estimates at sigma {sigma:g}, only at {sorted(self.estimates)}")
+        return self.estimates[sigma][rows]
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationSettings:
+    """What a bank is trained with."""
+
+    curriculum: tuple[float, ...]  # sigmas, from clean to noisy
+    learning_rate: float = 3e-6  # ImageReward's; PickScore and HPSv2: 5e-7
+    last_rate_share: float = 0.5
+    epochs: int = 1
+    batch_size: int = 100
+    max_grad_norm: float = 5.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    seed: int = 2000
+    loss: DistillationLoss = field(default_factory=DistillationLoss)
+
+    def __post_init__(self) -> None:
+        check_curriculum(self.curriculum)
+        for name in ("learning_rate", "last_rate_share", "max_grad_norm", "eps"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} = {value}: must be a number above 0")
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs = {self.epochs}, batch_size = {self.batch_size}: both must be at least 1")
+
+    def recipe(self) -> dict[str, str | int | float | None]:
+        """Everything but the curriculum, flat, as it stands in the bank."""
+        flat = asdict(self) | {f"loss.{name}": value for name, value in asdict(self.loss).items()}
+        flat |= {"beta1": self.betas[0], "beta2": self.betas[1]}
+        return {name: value for name, value in flat.items() if name not in ("curriculum", "loss", "betas")}
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationProgress:
+    """Where training stands after a step."""
+
+    sigma: float
+    level: int  # from 0
+    levels: int
+    step: int  # of the level, from 1
+    steps: int
+    loss: float
+    learning_rate: float  # of this step
+
+
+Progress = Callable[[DistillationProgress], None]
+
+
+def distill(
+    teacher: NetworkReward,
+    table: EstimateTable,
+    *,
+    settings: DistillationSettings,
+    folder: Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> StudentBank:
+    """Train a student a level and write each, once it is done, into the bank in ``folder``.
+
+    All weights of the network are trained that a score depends on, without dropout.
+
+    Args:
+        teacher: where the first student starts; stays as it is.
+        table: the training data.
+        settings: what to train with.
+        folder: becomes a bank; a level is in it whole or not at all.
+        resume: go on after the levels that are there; a bank with all of them is left as it is.
+        progress: called after every step.
+
+    Raises:
+        ConfigError: if the folder holds a bank and ``resume`` is not asked for, or one of other settings or teacher.
+        ValueError: if a target is not finite, or what scoring raises.
+        FloatingPointError: if a loss is not finite; levels that are done stay.
+    """
+    _check_table(table)
+    base = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+    empty = StudentBank(teacher.name, weights_sha256(base), settings.curriculum, recipe=settings.recipe())
+    bank = _opened(folder, empty, resume=resume)
+    student = teacher.with_model(copy.deepcopy(teacher.model))
+    _carry(student.model, base, folder, bank)
+    for level in range(len(bank.levels), len(settings.curriculum)):
+        losses = _train_level(student, table, settings, level, progress)
+        student.model.requires_grad_(False)
+        file = _write_changed(student.model, base, folder, settings.curriculum[level])
+        done = BankLevel(
+            sigma=settings.curriculum[level],
+            file=file,
+            sha256=file_sha256(folder / file),
+            steps=len(losses),
+            first_loss=losses[0],
+            last_loss=losses[-1],
+        )
+        bank = StudentBank(bank.teacher, bank.teacher_sha256, bank.curriculum, (*bank.levels, done), bank.recipe)
+        write_bank(folder, bank)
+    return bank
+
+
+@torch.no_grad()
+def evaluate(
+    reward: RewardModel, table: EstimateTable, sigmas: Sequence[float], *, prompts: Tensor | None = None
+) -> dict[float, Agreement]:
+    """How the scores of estimates agree with the table's targets, by level, prompt by prompt.
+
+    Args:
+        reward: scores at each sigma; a bank, or a plain reward that ignores sigma.
+        table: data that nothing was trained on.
+        sigmas: the levels.
+        prompts: which trajectories belong together, [N] int64; None = those of equal prompts.
+
+    Raises:
+        ValueError: what scoring raises, or if a score is not finite.
+    """
+    belong = prompt_numbers(table.prompts) if prompts is None else prompts
+    rows = torch.arange(len(table.prompts))
+    found = {}
+    for sigma in sigmas:
+        scores = reward.score(table.media(sigma, rows), table.prompts, sigma=sigma).scores
+        found[sigma] = agreement(scores.cpu(), table.target.cpu(), belong)
+    return found
+
+
+def prompt_numbers(prompts: Sequence[str]) -> Tensor:
+    """A number a distinct prompt, in order of first appearance, [N] int64."""
+    known = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    return torch.tensor([known[prompt] for prompt in prompts], dtype=torch.int64)
+
+
+def batches(belong: Tensor, *, size: int, together: bool, key: tuple[int, ...]) -> Iterator[Tensor]:
+    """All rows in random order, ``size`` at a time; what does not fill a batch is left out, unless it is all there is.
+
+    Args:
+        belong: which prompt a row is of, [N] int64.
+        size: rows a batch.
+        together: whether the rows of a prompt stand one after the other, as a loss of pairs needs them.
+        key: what the order is a function of.
+    """
+    source = generator("distillation", *key)
+    order = torch.randperm(belong.numel(), generator=source)
+    if together:
+        place = torch.randperm(int(belong.max()) + 1, generator=source)
+        order = order[place[belong[order]].argsort(stable=True)]
+    whole = order.split(min(size, belong.numel()))
+    yield from (batch for batch in whole if batch.numel() == whole[0].numel())
+
+
+def _train_level(
+    student: NetworkReward, table: EstimateTable, settings: DistillationSettings, level: int, progress: Progress | None
+) -> list[float]:
+    """Fit the student to one level with an optimiser of its own; the loss of every step."""
+    sigma, belong = settings.curriculum[level], prompt_numbers(table.prompts)
+    parameters = list(student.model.requires_grad_(True).parameters())
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    together = settings.loss.ranking_weight > 0
+    plan = [
+        rows
+        for epoch in range(settings.epochs)
+        for rows in batches(belong, size=settings.batch_size, together=together, key=(settings.seed, level, epoch))
+    ]
+    losses: list[float] = []
+    for step, rows in enumerate(plan):
+        rate = decayed_rate(step, steps=len(plan), first=settings.learning_rate, last_share=settings.last_rate_share)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        asked = [table.prompts[row] for row in rows.tolist()]
+        scores = student.score(table.media(sigma, rows), asked, sigma=sigma).scores
+        loss = settings.loss(scores, table.target[rows].to(scores), belong[rows].to(scores.device))
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(
+                f"the loss at sigma {sigma:g}, step {step + 1} is {losses[-1]}; lower learning_rate = {rate:g}, or "
+                "look for estimates that are not finite"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        if progress is not None:
+            levels = len(settings.curriculum)
+            progress(DistillationProgress(sigma, level, levels, step + 1, len(plan), losses[-1], rate))
+    return losses
+
+
+def _check_table(table: EstimateTable) -> None:
+    if not table.prompts:
+        raise ValueError("the table has no trajectories: generate some first")
+    wrong = (~table.target.isfinite()).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(f"the teacher's scores of rows {wrong[:6]} are not finite: leave these trajectories out")
+
+
+def _opened(folder: Path, wanted: StudentBank, *, resume: bool) -> StudentBank:
+    """The bank to go on with: the one that is there, if it may be, or the empty one."""
+    if not (folder / BANK_FILE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        return wanted
+    if not resume:
+        raise ConfigError(f"{folder}: already holds a bank; give another folder, or resume it")
+    found = read_bank(folder)
+    if found.teacher_sha256 != wanted.teacher_sha256:
+        raise ConfigError(f"{folder}: its students were taught by {found.teacher!r} with other weights; begin anew")
+    differing = [name for name, value in wanted.recipe.items() if found.recipe.get(name) != value]
+    if found.curriculum != wanted.curriculum:
+        differing.insert(0, "curriculum")
+    if differing:
+        raise ConfigError(f"{folder}: was begun with another {', '.join(differing)}; begin anew in another folder")
+    return found
+
+
+def _carry(network: nn.Module, base: Mapping[str, Tensor], folder: Path, bank: StudentBank) -> None:
+    """Give the network the weights of the noisiest level that is done."""
+    if not bank.levels:
+        return
+    from safetensors.torch import load_file
+
+    last = bank.levels[-1]
+    path = folder / last.file
+    if not path.is_file() or file_sha256(path) != last.sha256:
+        raise ConfigError(f"{path}: is missing or damaged, and training cannot go on from it; begin anew")
+    network.load_state_dict({**base, **load_file(path)})
+
+
+def _write_changed(network: nn.Module, base: Mapping[str, Tensor], folder: Path, sigma: float) -> str:
+    """Write the tensors that are not the teacher's; the name of the file."""
+    from safetensors.torch import save_file
+
+    changed = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+        if not torch.equal(tensor, base[name])
+    }
+    name = f"sigma_{sigma:.6g}.safetensors"
+    aside = folder / f".{name}.writing"
+    save_file(changed, aside)
+    aside.replace(folder / name)
+    return name
