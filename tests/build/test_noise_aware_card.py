@@ -1,0 +1,67 @@
+"""A card of students names its teacher's card; the bank is made of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from difalign.build.cards import load_reward_card
+from difalign.build.factory import build_reward
+from difalign.core.config_rewards import RewardConfig
+from difalign.core.errors import ConfigError
+from difalign.core.student_bank import BankLevel, StudentBank, file_sha256, weights_sha256, write_bank
+from difalign.reward_models.clip import ClipReward
+from difalign.reward_models.noise_aware import NoiseAwareReward
+
+CARD = """
+name: my-students
+target: difalign.reward_models.noise_aware:NoiseAwareReward
+path: bank
+teacher: {teacher}
+options:
+  fallback: error
+"""
+
+
+def build(folder: Path, *, teacher: str = "tiny-clip", fallback: str = "error") -> NoiseAwareReward:
+    card = folder / "my_students.yaml"
+    card.write_text(CARD.format(teacher=teacher))
+    config = RewardConfig(card=str(card), options={"fallback": fallback})
+    composite = build_reward({"my": load_reward_card(str(card))}, {"my": config}, device="cpu")
+    reward = composite.terms["my"].reward
+    assert isinstance(reward, NoiseAwareReward)
+    return reward
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One student of the shipped teacher, whose projection of pictures is turned round."""
+    found = load_reward_card("tiny-clip")
+    weights = found.weights()
+    assert weights is not None
+    state = ClipReward.from_pretrained(weights).model.state_dict()
+    bank = tmp_path_factory.mktemp("students") / "bank"
+    bank.mkdir()
+    save_file({"visual_projection.weight": -state["visual_projection.weight"]}, bank / "a.safetensors")
+    level = BankLevel(0.5, "a.safetensors", file_sha256(bank / "a.safetensors"), 1, 1.0, 0.5)
+    write_bank(bank, StudentBank("tiny-clip", weights_sha256(state), (0.5,), (level,)))
+    return bank.parent
+
+
+def test_teacher_and_students_come_from_their_cards(folder: Path):
+    reward, pixels = build(folder), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    prompts = ["a red circle", "two blue squares"]
+    finished, noisy = reward.score(pixels, prompts).scores, reward.score(pixels, prompts, sigma=0.5).scores
+    assert torch.allclose(noisy, -finished, atol=1e-6)
+    assert finished.abs().max() > 1e-3
+    assert build(folder, fallback="teacher").level_of(0.9) == 0
+
+
+def test_another_teacher_is_refused_in_words(folder: Path):
+    with pytest.raises(ConfigError, match=r"reward 'my-students': teacher 'verifier' has no `model`"):
+        build(folder, teacher="verifier")
+    with pytest.raises(ConfigError, match="unknown"):
+        build(folder, teacher="tiny-clop")
