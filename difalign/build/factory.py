@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from difalign.build.cards import Found, PipelineCard, RewardCard, fixed_scale, reward_options
+from difalign.build.cards import Found, PipelineCard, RewardCard, fixed_scale, load_reward_card, reward_options
 from difalign.build.targets import check_options, resolve_target
 from difalign.core.config import DtypeName, RuleName
 from difalign.core.config_rewards import RewardConfig
@@ -122,6 +122,8 @@ def _build_one(found: Found[RewardCard], config: RewardConfig, device: str | tor
     options: dict[str, Any] = dict(reward_options(card, config))
     if card.on_device:
         options["device"] = device
+    if card.teacher is not None:
+        options["teacher"] = _build_one(load_reward_card(card.teacher), RewardConfig(), device)
     if scores_media(make):
         assert callable(make)
         check_options(card.target, make, options)

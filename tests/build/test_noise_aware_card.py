@@ -18,6 +18,8 @@ from difalign.reward_models.noise_aware import NoiseAwareReward
 
 CARD = """
 name: my-students
+summary: students of a shipped reward
+licence: Apache-2.0
 target: difalign.reward_models.noise_aware:NoiseAwareReward
 path: bank
 teacher: {teacher}
