@@ -248,7 +248,7 @@ def _train_level(
         rate = decayed_rate(step, steps=len(plan), first=settings.learning_rate, last_share=settings.last_rate_share)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        asked = [table.prompts[row] for row in rows.tolist()]
+        asked = [table.prompts[int(row)] for row in rows]
         scores = student.score(table.media(sigma, rows), asked, sigma=sigma).scores
         loss = settings.loss(scores, table.target[rows].to(scores), belong[rows].to(scores.device))
         losses.append(float(loss.detach()))
