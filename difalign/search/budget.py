@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal
@@ -166,12 +166,12 @@ class Accounting:
     """How a budget becomes a number of candidates, and shares of them a count."""
 
     largest: Callable[..., int]  # (budget, walk, *, price) -> candidates
-    rounding: Rounding
+    rounding: Rounding | None  # None: the walk's own
 
 
 ACCOUNTINGS: Mapping[str, Accounting] = MappingProxyType(
     {
-        "exact": Accounting(largest, half_up),
+        "exact": Accounting(largest, None),
         "published": Accounting(published_largest, half_even),  # for reproduction only
     }
 )
@@ -209,7 +209,7 @@ class Budget:
         """The most candidates that the budget pays for, and what they really cost.
 
         Args:
-            walk: the search; its rounding is replaced by the accounting's.
+            walk: the search; the published accounting brings its own rounding, which the method that is run must share.
             prices: of a row in each unit; an evaluation costs 1 nfe, and a decode and a score none, unless said.
             accounting: "exact", or "published" for the count of TTSnap's released simulator.
 
@@ -219,7 +219,7 @@ class Budget:
         if accounting not in ACCOUNTINGS:
             raise ValueError(f"accounting {accounting!r} is not known; use one of: {', '.join(ACCOUNTINGS)}")
         rules = ACCOUNTINGS[accounting]
-        walk = Walk(walk.checks, walk.num_steps, walk.branches, walk.scored, rules.rounding)
+        walk = replace(walk, rounding=rules.rounding or walk.rounding)
         unit = self.unit
         if unit is None:
             assert self.candidates is not None

@@ -18,7 +18,7 @@ from difalign.search.budget import (
     published_largest,
     published_rate,
 )
-from difalign.search.schedule import Check, half_even
+from difalign.search.schedule import Check, half_even, half_up
 
 T = 20
 PUBLISHED = Walk((Check(2, 0.944, 0.4), Check(6, 0.814, 0.4), Check(11, 0.606, 0.5)), T, rounding=half_even)
@@ -155,3 +155,10 @@ def test_a_unit_without_a_price_is_refused():
 def test_impossible_prices_are_refused(wrong):
     with pytest.raises(ValueError, match=r"price|cost"):
         Price(**wrong)
+
+
+def test_the_exact_plan_rounds_as_the_walk_does():
+    up, even = (Walk((Check(0, 1.0, 0.5),), 2, rounding=rounding) for rounding in (half_up, half_even))
+    assert Budget(candidates=5).plan(up).finished == 3
+    assert Budget(candidates=5).plan(even).finished == 2
+    assert Budget(candidates=5).plan(up, accounting="published").finished == 2
