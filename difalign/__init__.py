@@ -1,7 +1,8 @@
 """difalign: align image and video diffusion models with rewards, by training and by search.
 
 The public names are resolved on first use, so ``import difalign`` loads neither torch nor diffusers.
-The trainer is offered as ``align`` because ``difalign.train`` is the package that holds the trainers.
+The trainer is offered as ``align`` and the search as ``find_best``, because ``difalign.train`` and ``difalign.search``
+are the packages that hold them.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from difalign.api import load_pipeline, load_reward, sample, score
+    from difalign.api import search as find_best
     from difalign.api import train as align
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "align", "load_pipeline", "load_reward", "sample", "score"]
+__all__ = ["__version__", "align", "find_best", "load_pipeline", "load_reward", "sample", "score"]
 
 # public name -> its name in difalign.api
 _PUBLIC = {
     "align": "train",
+    "find_best": "search",
     "load_pipeline": "load_pipeline",
     "load_reward": "load_reward",
     "sample": "sample",

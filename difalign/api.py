@@ -1,4 +1,4 @@
-"""The public functions: load, sample, score, train. Each takes a card's name, a path, or an object made before.
+"""The public functions: load, sample, search, score, train. Each takes a card's name, a path, or an object made before.
 
 Example::
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from difalign.core.protocols import TrainablePipeline
+    from difalign.search.budget import Budget
+    from difalign.search.methods import Method
+    from difalign.search.results import SearchResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,71 @@ def sample(
         scores=None if scored is None else scored.scores,
         components={} if scored is None else scored.components,
         forwards=walk.forwards,
+    )
+
+
+def search(
+    pipeline: str | Path | Pipeline,
+    prompts: str | Sequence[str],
+    *,
+    budget: int | Budget,
+    method: Method | None = None,
+    reward: str | RewardModel = "verifier",
+    preview: str | RewardModel | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    micro_batch: int = 16,
+    keep_pictures: bool = False,
+) -> SearchResult:
+    """Start many candidates of every prompt, walk the promising ones to the end, and return the best of these.
+
+    A candidate is the sample that ``sample`` draws from the same seed: the winner is one of its pictures.
+
+    Args:
+        pipeline: a loaded one, or what ``load_pipeline`` takes.
+        prompts: one or several; all are walked together.
+        budget: of each prompt: a number of candidates, or a ``Budget`` in evaluations of the network.
+        method: see ``difalign.search.methods``; default: best-of-N.
+        reward: decides at the end; a reward object or what ``load_reward`` takes.
+        preview: judges clean estimates on the way; default: ``reward``.
+        seed: of the noise.
+        steps: default: the card's, 28 for a pipeline object.
+        guidance: default: the card's, or the pipeline's own.
+        micro_batch: rows a forward, a decode and a score.
+        keep_pictures: whether every picture that was judged is kept, besides the winners.
+
+    Raises:
+        ValueError: for an unknown name, no prompts, stages that do not fit the steps, or a budget below one candidate,
+            with the least that works.
+    """
+    from difalign.rollout.plans import deterministic
+    from difalign.search.budget import Budget
+    from difalign.search.engine import search as run_search
+    from difalign.search.methods import best_of_n
+    from difalign.search.probe import evaluations_a_row
+
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise ValueError("got no prompts; give at least 1")
+    model, default_steps = _resolve(pipeline, guidance)
+    method = best_of_n() if method is None else method
+    grid = model.grid(default_steps if steps is None else steps)
+    branches = evaluations_a_row(model, texts[0], grid)
+    wanted = Budget(candidates=budget) if isinstance(budget, int) else budget
+    return run_search(
+        model,
+        load_reward(reward) if isinstance(reward, str) else reward,
+        texts,
+        method=method,
+        candidates=wanted.plan(method.walk(grid, branches=branches)).candidates,
+        plan=deterministic(grid.num_steps),
+        seed=seed,
+        preview=load_reward(preview) if isinstance(preview, str) else preview,
+        branches=branches,
+        micro_batch=micro_batch,
+        grid=grid,
+        keep_pictures=keep_pictures,
     )
 
 

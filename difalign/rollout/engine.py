@@ -103,7 +103,7 @@ def _walk_down(walk: _Walk, trie: Trie, start: Tensor, record: _Record, meter: _
             predictions.append(prediction)
             meter.add(prediction.shape[0])
         by_node = torch.cat(predictions).split([x.shape[0] for x in nodes])
-        noise = walk.noise(i, level.noise_rows, start.shape[1:])
+        noise = step_noise(walk.root_seeds, i, rows=level.noise_rows, latent=start.shape[1:])
         children = []
         for edge in level.edges:
             x, prediction = nodes[edge.parent], by_node[edge.parent]
@@ -168,20 +168,6 @@ class _Walk:
                 self.condition.rows(prompt[rows]),
             )
 
-    def noise(self, step: int, rows: int, latent: torch.Size) -> Tensor:
-        """Noise of every root at one step, [R, rows, *latent] float32 on CPU.
-
-        Row by row from one generator a root: a single larger draw would not begin with the numbers of a smaller one,
-        and the noise of a row would depend on how many rows follow it.
-        """
-        noise = torch.empty(len(self.root_seeds), rows, *latent)
-        if rows > 0:
-            for seed, of_root in zip(self.root_seeds, noise.unbind(), strict=True):
-                source = generator("step noise", seed, step)
-                for row in of_root.unbind():
-                    row.normal_(generator=source)
-        return noise
-
     def descend(self, step: int, edge: Edge, x: Tensor, prediction: Tensor, noise: Tensor) -> _Descent:
         """Take one edge from all rows of its parent."""
         count = len(self.root_seeds) * edge.rows
@@ -241,6 +227,21 @@ class _Record:
         self.log_prob[:, rows] = descent.log_prob.unflatten(0, block)
         if self.mean is not None and descent.mean is not None:
             self.mean[:, rows] = descent.mean.unflatten(0, block)
+
+
+def step_noise(root_seeds: Sequence[int], step: int, *, rows: int, latent: torch.Size) -> Tensor:
+    """Noise of every root at one step, [R, rows, *latent] float32 on CPU; a function of seed, step and row alone.
+
+    Row by row from one generator a root: a single larger draw would not begin with the numbers of a smaller one,
+    and the noise of a row would depend on how many rows follow it.
+    """
+    noise = torch.empty(len(root_seeds), rows, *latent)
+    if rows > 0:
+        for seed, of_root in zip(root_seeds, noise.unbind(), strict=True):
+            source = generator("step noise", seed, step)
+            for row in of_root.unbind():
+                row.normal_(generator=source)
+    return noise
 
 
 def predict_rows(pipeline: Pipeline, grid: NoiseGrid, x: Tensor, step: Tensor, condition: Condition) -> Tensor:

@@ -1,0 +1,58 @@
+"""Rewards of toy latents, and a guided toy: what searches are tested with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from difalign.core.protocols import Condition
+from difalign.core.types import Metadata, RewardOutput
+from tests.toys import ToyPipeline
+
+
+@dataclass
+class Linear:
+    """The mean of the latent, row by row to the last bit; remembers every question."""
+
+    name: str = "linear"
+    differentiable: bool = True
+    sigmas: list[float | None] = field(default_factory=list)  # one a call
+    rows: int = 0
+
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
+        assert len(prompts) == media.shape[0]
+        self.sigmas.append(sigma)
+        self.rows += len(prompts)
+        values = media.flatten(1)
+        scores = torch.tensor([math.fsum(row) / len(row) for row in values.tolist()])
+        return RewardOutput(scores, {"first": values[:, 0], "last": -values[:, -1]})
+
+
+@dataclass
+class Scorer:
+    """Any function of a row and sigma."""
+
+    function: Callable[[Tensor, float | None], float]
+    name: str = "scorer"
+    differentiable: bool = False
+
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
+        return RewardOutput(torch.tensor([self.function(row, sigma) for row in media]))
+
+
+class GuidedToy(ToyPipeline):
+    """A toy under classifier-free guidance: twice as many rows go through the network."""
+
+    def predict(self, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
+        cond = super().predict(x, model_time, condition)
+        uncond = self.network(x, model_time.to(x), torch.zeros(len(condition)))
+        self.batches.append(x.shape[0])
+        return uncond + 1.5 * (cond - uncond)
