@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from difalign.core.types import Metadata, RewardOutput
+from difalign.reward_models.media_check import refuse_gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,9 @@ class VerifierReward:
         The verifier reads pixels as they are; ``sigma`` is accepted for estimates on the way and not used.
 
         Raises:
-            ValueError: for a caption outside the grammar, or media of another layout.
+            ValueError: for a caption outside the grammar, media of another layout, or where a gradient is asked for.
         """
+        refuse_gradient(media, reader=self.name)
         from difalign.embedded.verifier import verify  # scipy stays out of start-up
 
         scores = verify(media.detach().float().cpu().numpy(), prompts)

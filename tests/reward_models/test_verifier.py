@@ -82,9 +82,12 @@ def test_rows_do_not_depend_on_their_batch() -> None:
         assert alone.components["partial"].tolist() == whole.components["partial"][row : row + 1].tolist()
 
 
-def test_takes_pixels_that_carry_gradient_and_gives_scores_that_do_not() -> None:
+def test_pixels_that_carry_gradient_are_scored_only_where_none_is_asked_for() -> None:
     media = pictures().requires_grad_()
-    output = VerifierReward().score(media, CAPTIONS)
+    with pytest.raises(ValueError, match=r"verifier has no gradient to the pixels; detach them"):
+        VerifierReward().score(media, CAPTIONS)
+    with torch.no_grad():
+        output = VerifierReward().score(media, CAPTIONS)
     assert not output.scores.requires_grad
     assert torch.equal(output.scores, VerifierReward().score(pictures(), CAPTIONS).scores)
 
