@@ -86,7 +86,7 @@ def build_reward(
     terms = {}
     for name, config in configs.items():
         home = device if config.device is None else config.device
-        same = repr((found[name].file, sorted(config.options.items()), str(home)))
+        same = repr((found[name].file, sorted(config.options.items()), str(home), config.offload))
         if same not in made:
             made[same] = _build_one(found[name], config, home)
         terms[name] = _term(made[same], found[name].card, config, home)

@@ -28,7 +28,8 @@ def checked(name: str, answer: RewardOutput, prompts: Sequence[object]) -> Rewar
     for row in (~valid).nonzero().flatten().tolist():
         gave = f"gave {float(scores[row])}; it must be a finite number" if stated[row] else "could not score it"
         errors[row] = answer.errors.get(row, gave)
-    # Not torch.where over all rows: it would carry the gradient of a NaN into the others.
+    # No gradient goes into a row that is not valid, but 0 times what is not finite behind it is not finite either: who
+    # follows a gradient takes the media of the valid rows only.
     whole = scores if not errors else scores.masked_fill(~valid, torch.nan)
     components = {key: values.float() for key, values in answer.components.items()}
     return RewardOutput(whole, components, valid, errors)

@@ -99,7 +99,10 @@ class ReadsPredictions(Process, Protocol):
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """Scores media against prompts; higher is better."""
+    """Scores media against prompts; higher is better.
+
+    One that compares the samples of a prompt, such as diversity, has ``groupwise = True`` and is handed whole prompts.
+    """
 
     @property
     def name(self) -> str: ...
@@ -127,14 +130,6 @@ class RewardModel(Protocol):
             ValueError: for what is wrong with the call; what goes wrong with single rows stands in the output.
         """
         ...
-
-
-@runtime_checkable
-class GroupReward(RewardModel, Protocol):
-    """A reward of pictures among the others of their prompt, such as diversity: it is handed whole prompts."""
-
-    @property
-    def groupwise(self) -> bool: ...
 
 
 class Pending(Protocol):
