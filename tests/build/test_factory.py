@@ -56,6 +56,10 @@ class Taste:
         from difalign.core.types import RewardOutput
         return RewardOutput(media.flatten(1).mean(1) * self.share)
 
+class Heavy(Taste):
+    def to(self, device):
+        self.place = str(device)
+
 number = 3
 """
 
@@ -197,6 +201,16 @@ def test_what_the_configuration_says_of_a_term():
     other = {"raw": RewardConfig(), "less": RewardConfig(options={"share": 0.25})}
     terms = build_reward(dict.fromkeys(other, found), other, device="cpu").terms
     assert terms["raw"].reward is not terms["less"].reward
+
+
+def test_one_that_waits_elsewhere_is_not_shared_with_one_that_does_not():
+    found = reward_card("user_models:Heavy")
+    configs = {"stays": RewardConfig(), "waits": RewardConfig(offload=True)}
+    terms = build_reward(dict.fromkeys(configs, found), configs, device="meta").terms
+    assert terms["stays"].reward is not terms["waits"].reward
+    assert vars(terms["waits"].reward)["place"] == "cpu"
+    assert "place" not in vars(terms["stays"].reward)
+    assert (terms["stays"].home, terms["waits"].home) == (None, "meta")
 
 
 def test_what_has_no_weights_cannot_wait_elsewhere():
