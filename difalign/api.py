@@ -209,15 +209,18 @@ def search(
     grid = model.grid(default_steps if steps is None else steps)
     branches = evaluations_a_row(model, texts[0], grid)
     wanted = Budget(candidates=budget) if isinstance(budget, int) else budget
+    final = load_reward(reward) if isinstance(reward, str) else reward
+    judge = load_reward(preview) if isinstance(preview, str) else preview
+    walk = method.walk(grid, judge=final if judge is None else judge, branches=branches)
     return run_search(
         model,
-        load_reward(reward) if isinstance(reward, str) else reward,
+        final,
         texts,
         method=method,
-        candidates=wanted.plan(method.walk(grid, branches=branches)).candidates,
+        candidates=wanted.plan(walk).candidates,
         plan=deterministic(grid.num_steps),
         seed=seed,
-        preview=load_reward(preview) if isinstance(preview, str) else preview,
+        preview=judge,
         branches=branches,
         micro_batch=micro_batch,
         grid=grid,

@@ -10,7 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from difalign.core.protocols import Modality, Process
+from difalign.core.protocols import Condition, Modality, Process
+from difalign.core.types import Branches
 from difalign.pipelines.guidance import Guides
 from difalign.pipelines.latents import LatentShape, draw_latents
 from difalign.pipelines.prompt_encoder import PromptEncoder
@@ -106,6 +107,14 @@ class Adapter:
             ValueError: if there are no prompts, or a bare string is passed.
         """
         return self._prompts.encode(prompts, self.device)
+
+    def predict(self, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
+        """The network's output after guidance, [N, C, h, w] float32; see ``predict_branches``."""
+        return self.predict_branches(x, model_time, condition).guided
+
+    def predict_branches(self, x: Tensor, model_time: Tensor, condition: Condition) -> Branches:
+        """What the network predicts, with guidance and without; each family's own."""
+        raise NotImplementedError
 
     def clear_prompt_cache(self) -> None:
         """Forget all prompt embeddings; conditions handed out stay valid."""

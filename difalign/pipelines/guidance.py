@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from difalign.core.protocols import Condition
+from difalign.core.types import Branches
 from difalign.pipelines.prompt_cache import Embedding
 from difalign.pipelines.text_condition import TextCondition
 
@@ -29,8 +30,8 @@ class Guides(Protocol):
         """The same form of guidance at another scale."""
         ...
 
-    def predict(self, call: Call, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
-        """The network's output after guidance, [N, *latent].
+    def branches(self, call: Call, x: Tensor, model_time: Tensor, condition: Condition) -> Branches:
+        """The network's output after guidance, and that of the conditional branch.
 
         Args:
             call: the network.
@@ -83,14 +84,14 @@ class Guidance:
         """See ``Guides``."""
         return Guidance(scale, detach_uncond)
 
-    def predict(self, call: Call, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
+    def branches(self, call: Call, x: Tensor, model_time: Tensor, condition: Condition) -> Branches:
         """See ``Guides``."""
         texts, model_time = _rows(x, model_time, condition)
         if self.scale <= 1.0:
-            return call(x, model_time, texts.conditional())
+            return _alone(call(x, model_time, texts.conditional()))
         both = call(torch.cat([x, x]), torch.cat([model_time, model_time]), texts.guided())
         uncond, cond = both.chunk(2)
-        return classifier_free(uncond, cond, self.scale, detach_uncond=self.detach_uncond)
+        return Branches(classifier_free(uncond, cond, self.scale, detach_uncond=self.detach_uncond), cond)
 
 
 @final
@@ -114,15 +115,16 @@ class NormKeepingGuidance:
         """See ``Guides``."""
         return NormKeepingGuidance(scale, detach_uncond)
 
-    def predict(self, call: Call, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
+    def branches(self, call: Call, x: Tensor, model_time: Tensor, condition: Condition) -> Branches:
         """See ``Guides``."""
         texts, model_time = _rows(x, model_time, condition)
         cond = call(x, model_time, texts.conditional())
         if self.scale <= 1.0:
-            return cond
+            return _alone(cond)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_uncond):  # no graph that is not used
             uncond = call(x, model_time, texts.unconditional())
-        return norm_kept(classifier_free(uncond, cond, self.scale, detach_uncond=self.detach_uncond), cond)
+        guided = classifier_free(uncond, cond, self.scale, detach_uncond=self.detach_uncond)
+        return Branches(norm_kept(guided, cond), cond)
 
 
 @final
@@ -145,10 +147,10 @@ class EmbeddedGuidance:
         """See ``Guides``."""
         return EmbeddedGuidance(scale)
 
-    def predict(self, call: Call, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
+    def branches(self, call: Call, x: Tensor, model_time: Tensor, condition: Condition) -> Branches:
         """See ``Guides``."""
         texts, model_time = _rows(x, model_time, condition)
-        return call(x, model_time, texts.conditional())
+        return _alone(call(x, model_time, texts.conditional()))
 
 
 @final
@@ -174,10 +176,15 @@ class Unguided:
         """See ``Guides``."""
         return Unguided(scale)
 
-    def predict(self, call: Call, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
+    def branches(self, call: Call, x: Tensor, model_time: Tensor, condition: Condition) -> Branches:
         """See ``Guides``."""
         texts, model_time = _rows(x, model_time, condition)
-        return call(x, model_time, texts.conditional())
+        return _alone(call(x, model_time, texts.conditional()))
+
+
+def _alone(prediction: Tensor) -> Branches:
+    """Of a network that was evaluated once."""
+    return Branches(prediction, prediction)
 
 
 def _check_scale(scale: float) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from difalign.core.protocols import Condition, Process
-from difalign.core.types import NoiseGrid
+from difalign.core.types import Branches, NoiseGrid
 from difalign.pipelines.adapter import Adapter
 from difalign.pipelines.flow_grids import check_scheduler, sd3_grid
 from difalign.pipelines.guidance import Guidance
@@ -146,14 +146,14 @@ class SD3Pipeline(Adapter):
         _, height, width = self._latent_shape
         return sd3_grid(self._pipe.scheduler, num_steps, image_tokens=(height // patch) * (width // patch))
 
-    def predict(self, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
-        """The velocity v = noise - data after guidance, [N, C, h, w] float32; model_time is [N], 0 to 1000.
+    def predict_branches(self, x: Tensor, model_time: Tensor, condition: Condition) -> Branches:
+        """The velocity v = noise - data, guided and not, each [N, C, h, w] float32; model_time is [N], 0 to 1000.
 
         Raises:
             ValueError: if x, model_time and condition do not agree, or x has another shape than ``latent_shape``.
         """
         check_latents(x, self._latent_shape)
-        return self._guidance.predict(self._velocity, x, model_time, condition)
+        return self._guidance.branches(self._velocity, x, model_time, condition)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels in [0, 1], [N, 3, H, W] float32; see ``latents.decode_pixels``.

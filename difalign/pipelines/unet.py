@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from difalign.core.protocols import Condition, Process, ReadsPredictions
-from difalign.core.types import NoiseGrid
+from difalign.core.types import Branches, NoiseGrid
 from difalign.pipelines.adapter import Adapter
 from difalign.pipelines.ddim import ddim_grid, ddim_scheduler
 from difalign.pipelines.guidance import Guidance
@@ -117,14 +117,14 @@ class UNetPipeline(Adapter):
         """
         return ddim_grid(self._pipe.scheduler, num_steps)
 
-    def predict(self, x: Tensor, model_time: Tensor, condition: Condition) -> Tensor:
-        """The network's output after guidance, [N, C, h, w] float32; model_time is [N], the timestep.
+    def predict_branches(self, x: Tensor, model_time: Tensor, condition: Condition) -> Branches:
+        """The network's output, guided and not, each [N, C, h, w] float32; model_time is [N], the timestep.
 
         Raises:
             ValueError: if x, model_time and condition do not agree, or x has another shape than ``latent_shape``.
         """
         check_latents(x, self._latent_shape)
-        return self._guidance.predict(self._call, x, model_time, condition)
+        return self._guidance.branches(self._call, x, model_time, condition)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels in [0, 1], [N, 3, H, W] float32; see ``latents.decode_pixels``.

@@ -1,14 +1,15 @@
 """What a search costs: counted before it runs, in network evaluations, decodes and scores, and priced in any unit.
 
 The clean estimate of step s costs s + 1 evaluations from noise, a finished sample T. Classifier-free guidance evaluates
-the network twice a row. A candidate is decoded and scored at every check it reaches, and at the end.
+the network twice a row. A candidate is decoded and scored at every check it reaches, and at the end; a judge that reads
+latents saves the decode.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal
@@ -24,14 +25,15 @@ class Cost:
 
     nfe: int = 0  # rows through the network, both branches of guidance counted
     decodes: int = 0  # rows through the decoder
-    scores: int = 0  # rows through a reward
+    scores: int = 0  # rows through any reward
+    previews: int = 0  # how many of these went through the judge of estimates
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.nfe + other.nfe, self.decodes + other.decodes, self.scores + other.scores)
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def times(self, count: int) -> Cost:
         """The same ``count`` times."""
-        return Cost(self.nfe * count, self.decodes * count, self.scores * count)
+        return Cost(*(amount * count for amount in astuple(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,11 @@ class Price:
     nfe: float = 1.0  # a row through the network; by default the unit is the evaluation itself
     decode: float = 0.0
     score: float = 0.0
+    preview: float | None = None  # a score by the judge of estimates; None: as much as any score
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(value) and value >= 0 for value in (self.nfe, self.decode, self.score)):
+        given = (self.nfe, self.decode, self.score, self.score if self.preview is None else self.preview)
+        if not all(math.isfinite(value) and value >= 0 for value in given):
             raise ValueError(f"prices must be finite and at least 0, got {self}")
         if self.nfe == 0:
             raise ValueError("an evaluation of the network must cost something: give nfe a price above 0")
@@ -59,7 +63,8 @@ class Price:
     def exactly(self, cost: Cost) -> Fraction:
         """The cost in this unit, prices taken as the decimals that they are written as."""
         nfe, decode, score = (_decimal(value) for value in (self.nfe, self.decode, self.score))
-        return cost.nfe * nfe + cost.decodes * decode + cost.scores * score
+        preview = score if self.preview is None else _decimal(self.preview)
+        return cost.nfe * nfe + cost.decodes * decode + (cost.scores - cost.previews) * score + cost.previews * preview
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +101,14 @@ def forecast(candidates: int, walk: Walk) -> Forecast:
     if candidates < 1:
         raise ValueError(f"a search needs at least 1 candidate, got {candidates}")
     alive = alive_by_step(candidates, walk.checks, walk.num_steps, rounding=walk.rounding)
-    looked_at = sum(alive[check.step] for check in walk.checks) if walk.scored else 0
+    looks = {check: alive[check.step] for check in walk.checks} if walk.scored else {}
+    looked_at = sum(looks.values())
+    decoded = sum(rows for check, rows in looks.items() if check.reading.decoded)
     finished = alive[-1]
     if walk.checks and walk.checks[-1].step == walk.num_steps - 1:
         finished = survivors(finished, walk.checks[-1].keep, rounding=walk.rounding)
-    judged = looked_at + finished
-    return Forecast(candidates, alive, finished, Cost(sum(alive) * walk.branches, judged, judged))
+    cost = Cost(sum(alive) * walk.branches, decoded + finished, looked_at + finished, looked_at)
+    return Forecast(candidates, alive, finished, cost)
 
 
 def largest(budget: float, walk: Walk, *, price: Price) -> int:

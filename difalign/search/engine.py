@@ -20,8 +20,9 @@ from torch import Tensor
 from difalign.core import gaussian
 from difalign.core.protocols import Condition, Pipeline, RewardModel
 from difalign.core.rng import derive_seed
-from difalign.core.types import Metadata, NoiseGrid, Plan
-from difalign.rollout.engine import predict_rows, step_noise
+from difalign.core.types import Metadata, NoiseGrid, Plan, Reading
+from difalign.rollout.branches import branch_rows, estimates
+from difalign.rollout.engine import step_noise
 from difalign.search.budget import Cost, Walk, forecast
 from difalign.search.candidates import Candidates, candidate_seeds, start
 from difalign.search.judging import Judge, Verdict, joined, unjudged
@@ -82,7 +83,8 @@ def search(
             for one candidate of each prompt, or the state is of another search.
     """
     grid = pipeline.grid(len(plan)) if grid is None else grid
-    walk = method.walk(grid, branches=branches)
+    judge = reward if preview is None else preview
+    walk = method.walk(grid, judge=judge, branches=branches)
     _check_arguments(prompts, plan, grid, (reward, preview), micro_batch=micro_batch, metadata=metadata)
     planned = forecast(candidates, walk).cost.times(len(prompts))
     engine = _Engine(
@@ -95,7 +97,7 @@ def search(
         micro_batch,
         judge=Judge(pipeline, tuple(prompts), metadata),
         reward=reward,
-        preview=reward if preview is None else preview,
+        preview=judge,
         keep_pictures=keep_pictures,
         meter=_Meter(planned, limit=limit, progress=progress),
     )
@@ -139,7 +141,7 @@ class _Moved:
     """Candidates after a step."""
 
     alive: Candidates
-    clean: Tensor  # [R, *latent], the clean estimates the step began with
+    seen: Tensor | None  # [R, k*C, ...], what the judge of a look is to see
     cut: bool  # whether the limit left only the leaders
 
 
@@ -173,7 +175,7 @@ class _Engine:
     def advance(self, state: State) -> State:
         """One step of all candidates, and the look that may stand at it."""
         check = next((check for check in self.walk.checks if check.step == state.step), None)
-        moved = self._move(state)
+        moved = self._move(state, check.reading if check is not None and self.method.scored else None)
         alive, looks, cut = moved.alive, state.looks, state.cut_short or moved.cut
         if check is not None and not cut:
             verdict = self._look(moved, check)
@@ -211,50 +213,46 @@ class _Engine:
             )
         return tuple(found)
 
-    def _move(self, state: State) -> _Moved:
+    def _move(self, state: State, reading: Reading | None) -> _Moved:
         """Evaluate and step all rows, or the leaders where the limit ends the search."""
         alive, step = state.alive, state.step
-        ends, cleans, done = [], [], 0
+        ends, seen = [], []
         reserve = self._to_finish(len(alive.by_prompt()), step=step)
         for rows in self._chunks(alive):
             if not state.cut_short and not self.meter.allows(self._evaluations(len(rows)) + reserve):
-                return self._move_leaders(alive, step, [*ends], [*cleans], done)
-            end, clean = self._step(alive.rows(rows), step)
+                return self._move_leaders(alive, step, ends)
+            end, shown = self._step(alive.rows(rows), step, reading)
             ends.append(end)
-            cleans.append(clean)
-            done += len(rows)
-        return _Moved(alive.at(torch.cat(ends)), torch.cat(cleans), cut=False)
+            seen.append(shown)
+        return _Moved(alive.at(torch.cat(ends)), None if reading is None else torch.cat(seen), cut=False)
 
-    def _move_leaders(
-        self, alive: Candidates, step: int, ends: list[Tensor], cleans: list[Tensor], done: int
-    ) -> _Moved:
-        """The leader of every prompt after the step; the first ``done`` rows have been moved."""
-        leaders = _leaders(alive)
+    def _move_leaders(self, alive: Candidates, step: int, ends: list[Tensor]) -> _Moved:
+        """The leader of every prompt after the step; the first rows have been moved, to ``ends``."""
+        leaders, done = _leaders(alive), sum(len(end) for end in ends)
         there = [i for i in leaders if i < done]
         missing = alive.rows([i for i in leaders if i >= done])
-        moved_ends = [torch.cat(ends)[there]] if there else []
-        moved_cleans = [torch.cat(cleans)[there]] if there else []
-        for rows in self._chunks(missing):
-            end, clean = self._step(missing.rows(rows), step)
-            moved_ends.append(end)
-            moved_cleans.append(clean)
-        return _Moved(alive.rows(leaders).at(torch.cat(moved_ends)), torch.cat(moved_cleans), cut=True)
+        moved = [torch.cat(ends)[there]] if there else []
+        moved += [self._step(missing.rows(rows), step, None)[0] for rows in self._chunks(missing)]
+        return _Moved(alive.rows(leaders).at(torch.cat(moved)), None, cut=True)
 
-    def _step(self, rows: Candidates, step: int) -> tuple[Tensor, Tensor]:
-        """One micro-batch: where it goes, and its clean estimate, both [B, *latent]."""
+    def _step(self, rows: Candidates, step: int, reading: Reading | None) -> tuple[Tensor, Tensor]:
+        """One micro-batch: where it goes, [B, *latent], and what is read of it, [B, k*C, ...] (k = 0 for nothing)."""
         x = rows.latents
         at = torch.full((len(rows),), step, device=x.device)
         level = self.plan[step].noise_level
-        prediction = predict_rows(self.pipeline, self.grid, x, at, self.condition.rows(torch.tensor(rows.prompt)))
+        sources = () if reading is None else reading.sources
+        condition = self.condition.rows(torch.tensor(rows.prompt))
+        conditional = "conditional" in sources
+        branches = branch_rows(self.pipeline, self.grid, x, at, condition, conditional=conditional)
         self.meter.add(self._evaluations(len(rows)))
         process = self.pipeline.process
         levels = torch.full(at.shape, level, dtype=torch.float32, device=x.device)
-        ahead = process.transition(x, prediction, self.grid, at, levels)
+        ahead = process.transition(x, branches.guided, self.grid, at, levels)
         end = ahead.mean
         if level > 0.0:
             noise = step_noise(rows.seeds, step, rows=1, latent=x.shape[1:])[:, 0]
             end = gaussian.sample(ahead, noise.to(end))
-        return end.to(x.dtype), process.clean_estimate(x, prediction, self.grid, at).to(x.dtype)
+        return end.to(x.dtype), estimates(process, x, branches, self.grid, at, sources=sources)
 
     def _look(self, moved: _Moved, check: Check) -> Verdict | None:
         """Scores of the clean estimates; None if the limit does not allow to ask for all."""
@@ -264,17 +262,20 @@ class _Engine:
         reserve = self._to_finish(len(alive.by_prompt()), step=check.step + 1)
         parts = []
         for rows in self._chunks(alive):
-            if not self.meter.allows(Cost(0, len(rows), len(rows)) + reserve):
+            if not self.meter.allows(_looked(len(rows), check.reading) + reserve):
                 return None
-            parts.append(self._judge(self.preview, alive, moved.clean, rows, check.sigma, keep=self.keep_pictures))
+            assert moved.seen is not None
+            parts.append(self._judge(self.preview, alive, moved.seen, rows, check, keep=self.keep_pictures))
         return joined(parts)
 
     def _judge(
-        self, reward: RewardModel, alive: Candidates, latents: Tensor, rows: range, sigma: float | None, *, keep: bool
+        self, reward: RewardModel, alive: Candidates, latents: Tensor, rows: range, check: Check | None, *, keep: bool
     ) -> Verdict:
+        """One micro-batch, as what a check reads or as finished samples."""
         part = slice(rows.start, rows.stop)
-        verdict = self.judge.part(reward, latents[part], alive.prompt[part], sigma=sigma, keep=keep)
-        self.meter.add(Cost(0, len(rows), len(rows)))
+        reading, sigma = (Reading(), None) if check is None else (check.reading, check.sigma)
+        verdict = self.judge.part(reward, latents[part], alive.prompt[part], sigma=sigma, keep=keep, reading=reading)
+        self.meter.add(Cost(0, len(rows), len(rows)) if check is None else _looked(len(rows), check.reading))
         return verdict
 
     def _keep(self, alive: Candidates, verdict: Verdict, check: Check) -> tuple[Candidates, list[Look]]:
@@ -299,6 +300,11 @@ class _Engine:
     def _to_finish(self, prompts: int, *, step: int) -> Cost:
         """What one candidate of every prompt costs from ``step`` to its final score."""
         return Cost((self.walk.num_steps - step) * self.walk.branches, 1, 1).times(prompts)
+
+
+def _looked(rows: int, reading: Reading) -> Cost:
+    """The cost of a look at some estimates."""
+    return Cost(0, rows if reading.decoded else 0, rows, rows)
 
 
 def _leaders(alive: Candidates) -> list[int]:
@@ -338,7 +344,7 @@ def _seen(
 
 def _key(prompts: Sequence[str], walk: Walk, plan: Plan, *, candidates: int, seed: int) -> str:
     """Names a search: what has to be equal for a state to be taken up."""
-    checks = [(check.step, check.sigma, check.keep) for check in walk.checks]
+    checks = [(check.step, check.sigma, check.keep, check.reading) for check in walk.checks]
     levels = [entry.noise_level for entry in plan]
     described = repr((list(prompts), checks, walk.branches, walk.scored, walk.rounding.__name__, levels))
     return f"{derive_seed('search', described, candidates, seed):016x}"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difalign.core.answers import checked
 from difalign.core.protocols import Pipeline, RewardModel
-from difalign.core.types import Metadata, RewardOutput
+from difalign.core.types import Metadata, Reading, RewardOutput
 from difalign.search.ranking import Judged
 
 
@@ -47,23 +47,39 @@ class Judge:
     metadata: Metadata | None  # one entry a prompt
 
     def part(
-        self, reward: RewardModel, latents: Tensor, prompt: Sequence[int], *, sigma: float | None, keep: bool
+        self,
+        reward: RewardModel,
+        latents: Tensor,
+        prompt: Sequence[int],
+        *,
+        sigma: float | None,
+        keep: bool,
+        reading: Reading,
     ) -> Verdict:
         """One micro-batch: latents [B, *latent] of prompts ``prompt`` [B].
+
+        A reward that reads latents is handed them as they are; pictures to keep are then of their first source.
 
         Raises:
             ValueError: if the reward does not give one score a row, or what it raises itself.
         """
-        pixels = self.pipeline.decode(latents)
+        asked = self.pipeline.decode(latents) if reading.decoded else latents
         texts = [self.prompts[i] for i in prompt]
         metadata = None if self.metadata is None else [self.metadata[i] for i in prompt]
-        answer = checked(reward.name, reward.score(pixels, texts, metadata=metadata, sigma=sigma), texts)
+        answer = checked(reward.name, reward.score(asked, texts, metadata=metadata, sigma=sigma), texts)
         return Verdict(
             scores=tuple(answer.scores.tolist()),
             components=_components(answer),
             errors=dict(answer.errors),
-            pictures=(pixels.float() * 255).round().clamp(0, 255).to("cpu", torch.uint8) if keep else None,
+            pictures=self._pictures(asked, reading) if keep else None,
         )
+
+    def _pictures(self, asked: Tensor, reading: Reading) -> Tensor:
+        """What was scored as pictures, [B, C, H, W] uint8 on CPU."""
+        pixels = asked
+        if not reading.decoded:
+            pixels = self.pipeline.decode(asked[:, : asked.shape[1] // len(reading.sources)])
+        return (pixels.float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
 
 
 def joined(parts: Sequence[Verdict]) -> Verdict:

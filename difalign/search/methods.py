@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from difalign.core.types import NoiseGrid
+from difalign.core.protocols import RewardModel
+from difalign.core.types import Branch, NoiseGrid, Reading
 from difalign.search.budget import Walk
 from difalign.search.ranking import Ranking, at_random, by_score
+from difalign.search.reading import reading_of
 from difalign.search.schedule import Rounding, Stage, half_up, halving, resolve
 
 
@@ -21,17 +23,22 @@ class Method:
     final: Ranking = by_score  # of finished samples, on scores of the reward for clean pictures
     rounding: Rounding = half_up
 
-    def walk(self, grid: NoiseGrid, *, branches: int = 1) -> Walk:
+    def walk(self, grid: NoiseGrid, *, judge: RewardModel, branches: int = 1) -> Walk:
         """What decides the cost of this method on a grid.
 
         Args:
             grid: the chain, T steps.
+            judge: of the estimates.
             branches: evaluations of the network a row, 2 under classifier-free guidance.
 
         Raises:
-            ValueError: if a stage does not fit the grid, or the noise does not fall from stage to stage.
+            ValueError: if a stage does not fit the grid or the judge, or the noise does not fall from stage to stage.
         """
-        return Walk(resolve(self.stages, grid), grid.num_steps, branches, self.scored, self.rounding)
+
+        def reads(sigma: float, branch: Branch | None) -> Reading:
+            return reading_of(judge, sigma=sigma, branch=branch) if self.scored else Reading()
+
+        return Walk(resolve(self.stages, grid, reads=reads), grid.num_steps, branches, self.scored, self.rounding)
 
 
 def best_of_n(*, final: Ranking = by_score) -> Method:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from difalign.core.rng import generator
+from difalign.core.types import Reading
 from difalign.search.budget import Price, Walk, forecast, largest
 from difalign.search.schedule import Check, survivors
 
@@ -32,6 +33,7 @@ class Recording:
     on_way: Tensor  # [P, C, L] float32
     final: Tensor  # [P, C] float32, finished samples by the reward for clean pictures
     num_steps: int  # T
+    readings: tuple[Reading, ...] | None = None  # [L] what the judge was handed; None: decoded estimates
 
     def __post_init__(self) -> None:
         levels = len(self.steps)
@@ -50,7 +52,7 @@ class Recording:
     def prompts(self, rows: Sequence[int]) -> Recording:
         """The recording of some prompts."""
         chosen = list(rows)
-        return Recording(self.steps, self.sigmas, self.on_way[chosen], self.final[chosen], self.num_steps)
+        return replace(self, on_way=self.on_way[chosen], final=self.final[chosen])
 
 
 @dataclass(frozen=True, slots=True)

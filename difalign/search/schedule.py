@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from difalign.core.types import NoiseGrid
+from difalign.core.types import Branch, NoiseGrid, Reading
 
 Rounding = Callable[[Fraction], int]
+Reads = Callable[[float, Branch | None], Reading]  # (sigma, branch asked for) -> what the judge is handed
 
 
 def half_up(value: Fraction) -> int:
@@ -39,6 +40,7 @@ class Stage:
     keep: float | int  # a float in (0, 1] is a share of those alive, an int of at least 1 is a count
     sigma: float | None = None  # the level of the grid that lies nearest
     step: int | None = None  # index of the step whose estimate is looked at, 0 first
+    branch: Branch | None = None  # whose estimate; None: what the judge asks for, else the guided one
 
     def __post_init__(self) -> None:
         if (self.sigma is None) == (self.step is None):
@@ -57,6 +59,7 @@ class Check:
     step: int  # the estimate of this step is looked at, after step + 1 evaluations
     sigma: float  # of the level it starts at
     keep: float | int
+    reading: Reading = Reading()  # noqa: RUF009  # frozen
 
 
 def survivors(alive: int, keep: float | int, *, rounding: Rounding = half_up) -> int:
@@ -68,13 +71,19 @@ def survivors(alive: int, keep: float | int, *, rounding: Rounding = half_up) ->
     return max(1, min(kept, alive))
 
 
-def resolve(stages: Sequence[Stage], grid: NoiseGrid) -> tuple[Check, ...]:
+def resolve(stages: Sequence[Stage], grid: NoiseGrid, *, reads: Reads) -> tuple[Check, ...]:
     """The stages on the steps of a grid.
 
+    Args:
+        stages: falling in sigma.
+        grid: the chain.
+        reads: what the judge is handed at a sigma for a branch that is asked for.
+
     Raises:
-        ValueError: if a stage lies outside the grid, or the noise does not fall from each to the next.
+        ValueError: if a stage lies outside the grid, the noise does not fall from each to the next, or the judge does
+            not score there.
     """
-    return _falling(tuple(_placed(stage, grid) for stage in stages))
+    return _falling(tuple(_placed(stage, grid, reads) for stage in stages))
 
 
 def alive_by_step(
@@ -115,23 +124,28 @@ def halving(num_steps: int, *, rounds: int, first_step: int, keep: float = 0.5) 
     return tuple(Stage(keep=keep, step=step) for step in steps)
 
 
-def _placed(stage: Stage, grid: NoiseGrid) -> Check:
+def _placed(stage: Stage, grid: NoiseGrid, reads: Reads) -> Check:
     levels = grid.sigma[:-1].tolist()
+    step = _step(stage, levels)
+    return Check(step, levels[step], stage.keep, reads(levels[step], stage.branch))
+
+
+def _step(stage: Stage, levels: Sequence[float]) -> int:
     if stage.step is not None:
-        if stage.step >= grid.num_steps:
+        if stage.step >= len(levels):
             raise ValueError(
-                f"a stage at step {stage.step} of a grid of {grid.num_steps}; steps are 0 to {len(levels) - 1}"
+                f"a stage at step {stage.step} of a grid of {len(levels)}; steps are 0 to {len(levels) - 1}"
             )
-        return Check(stage.step, levels[stage.step], stage.keep)
+        return stage.step
     assert stage.sigma is not None
     slack = 1e-3  # three decimals are what people write
     if not levels[-1] - slack <= stage.sigma <= levels[0] + slack:
         raise ValueError(
-            f"a stage at sigma {stage.sigma:g}, but this grid of {grid.num_steps} steps has estimates from "
+            f"a stage at sigma {stage.sigma:g}, but this grid of {len(levels)} steps has estimates from "
             f"{levels[0]:.4f} to {levels[-1]:.4f}; choose sigma in between or more steps"
         )
-    step = min(range(len(levels)), key=lambda i: abs(levels[i] - stage.sigma))
-    return Check(step, levels[step], stage.keep)
+    wanted = stage.sigma
+    return min(range(len(levels)), key=lambda i: abs(levels[i] - wanted))
 
 
 def _falling(checks: tuple[Check, ...]) -> tuple[Check, ...]:

@@ -73,14 +73,14 @@ def test_calls_of_the_network(name: str):
         network = Recorder()
         at = form.at(scale, detach_uncond=True)
         assert (type(at), at.scale) == (type(form), scale)
-        at.predict(network, torch.randn(2, 5, 4), torch.zeros(2), condition())
+        at.branches(network, torch.randn(2, 5, 4), torch.zeros(2), condition())
         assert network.rows == rows
 
 
 def test_without_guidance_only_none_is_taken():
     assert Unguided(0.0).at(1.0).scale == 1.0
     network, x = Recorder(), torch.randn(2, 5, 4)
-    assert torch.equal(Unguided(1.0).predict(network, x, torch.zeros(2), condition()), x + 3.0 * x.square())
+    assert torch.equal(Unguided(1.0).branches(network, x, torch.zeros(2), condition()).guided, x + 3.0 * x.square())
     with pytest.raises(ValueError, match=r"guidance_scale = 1\.5: .*set guidance to 1"):
         Unguided(1.0).at(1.5)
 
@@ -108,7 +108,8 @@ def test_a_detached_branch_leaves_no_graph_and_the_same_value():
     by_hand = guided * c.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
     weight = torch.randn_like(x).detach()
     outputs = [
-        NormKeepingGuidance(4.0, detach).predict(Recorder(), x, torch.zeros(2), condition()) for detach in (True, False)
+        NormKeepingGuidance(4.0, detach).branches(Recorder(), x, torch.zeros(2), condition()).guided
+        for detach in (True, False)
     ]
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
     wanted, detached, attached = (torch.autograd.grad((o * weight).sum(), x)[0] for o in (by_hand, *outputs))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from difalign.core.protocols import Condition
-from difalign.core.types import Metadata, RewardOutput
+from difalign.core.types import Branches, Metadata, Reading, RewardOutput, Source
 from tests.toys import ToyPipeline
 
 
@@ -56,3 +56,32 @@ class GuidedToy(ToyPipeline):
         uncond = self.network(x, model_time.to(x), torch.zeros(len(condition)))
         self.batches.append(x.shape[0])
         return uncond + 1.5 * (cond - uncond)
+
+
+@dataclass
+class LatentReader:
+    """Scores the first source's mean less the last one's; remembers the shapes it was handed on the way."""
+
+    sources: tuple[Source, ...]
+    name: str = "latent-reader"
+    differentiable: bool = False
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+    def reading(self, sigma: float) -> Reading:
+        assert sigma > 0
+        return Reading(self.sources, decoded=False)
+
+    def score(
+        self, media: Tensor, prompts: Sequence[str], *, metadata: Metadata | None = None, sigma: float | None = None
+    ) -> RewardOutput:
+        assert sigma is not None
+        self.shapes.append(tuple(media.shape))
+        parts = media.chunk(len(self.sources), dim=1)
+        return RewardOutput(parts[0].flatten(1).mean(1) - parts[-1].flatten(1).mean(1))
+
+
+class ShowingToy(GuidedToy):
+    """A guided toy that shows its conditional branch."""
+
+    def predict_branches(self, x: Tensor, model_time: Tensor, condition: Condition) -> Branches:
+        return Branches(self.predict(x, model_time, condition), ToyPipeline.predict(self, x, model_time, condition))

@@ -43,7 +43,7 @@ def test_invariant_4_the_published_example_in_full():
     plan = forecast(38, PUBLISHED)
     assert plan.alive == (38,) * 3 + (15,) * 4 + (6,) * 5 + (3,) * 8
     assert plan.finished == 3
-    assert plan.cost == Cost(nfe=228, decodes=62, scores=62)
+    assert plan.cost == Cost(nfe=228, decodes=62, scores=62, previews=59)
     assert FLUX.of(plan.cost) == 2331.6  # of a budget of 2000
 
 

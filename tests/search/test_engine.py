@@ -19,7 +19,7 @@ from difalign.search.candidates import candidate_seeds, start
 from difalign.search.engine import search
 from difalign.search.methods import best_of_n, pruned, random_pruning, successive_halving
 from difalign.search.schedule import Stage
-from tests.search.judges import GuidedToy, Linear, Scorer
+from tests.search.judges import GuidedToy, LatentReader, Linear, Scorer, ShowingToy
 from tests.toys import ElementwisePolicy, ToyPipeline, elementwise_pipeline
 
 T = 8
@@ -40,6 +40,10 @@ def run(method=PRUNED, *, prompts=PROMPTS, pipeline=None, reward=None, plan=ODE,
         plan=plan,
         **settings,
     )
+
+
+def showing() -> ShowingToy:
+    return ShowingToy(ElementwisePolicy())
 
 
 def walked_alone(prompt: str, index: int, *, plan=ODE):
@@ -296,3 +300,52 @@ class Talkative(Linear):
 def test_what_does_not_fit_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         run(**settings)
+
+
+@pytest.mark.parametrize(
+    ("sources", "wanted"), [(("guided",), 8), (("guided", "conditional"), 16), (("conditional", "state", "guided"), 24)]
+)
+def test_a_judge_of_latents_is_handed_its_sources_and_nothing_is_decoded(sources, wanted):
+    judge = LatentReader(sources)
+    result = run(pipeline=showing(), preview=judge, branches=2)
+    assert {shape[1] for shape in judge.shapes} == {wanted}
+    looked = sum(len(look.index) for found in result.found for look in found.looks)
+    finished = sum(len(found.finish.index) for found in result.found)
+    assert (result.cost.previews, result.cost.decodes) == (looked, finished)
+    assert result.cost == result.planned
+
+
+def test_the_branches_of_a_look_are_what_the_network_predicted_there():
+    pipeline, seen = showing(), {}
+    judge = Scorer(lambda row, sigma: float(row.mean()))
+    for branch in ("guided", "conditional"):
+        method = pruned((Stage(1.0, step=3, branch=branch),))
+        seen[branch] = run(method, pipeline=pipeline, preview=judge, branches=2, keep_pictures=True).found[2].looks[0]
+    x, grid = start(pipeline, PROMPTS, count=N, seed=0).latents[-N:], pipeline.grid(T)
+    condition = pipeline.encode([PROMPTS[2]] * N)
+    for step in range(4):
+        shown = pipeline.predict_branches(x, grid.model_time[step].repeat(N), condition)
+        clean = {name: x - grid.sigma[step] * getattr(shown, name) for name in ("guided", "conditional")}
+        x = x + (grid.sigma[step + 1] - grid.sigma[step]) * shown.guided
+    for branch, look in seen.items():
+        assert look.scores == pytest.approx(clean[branch].mean(dim=1).tolist(), abs=1e-5), branch
+    assert seen["guided"].scores != seen["conditional"].scores
+
+
+def test_pictures_of_a_judge_of_latents_are_of_its_first_source():
+    first, alone = (
+        run(pipeline=showing(), preview=LatentReader(sources), branches=2, keep_pictures=True).found[0].looks[0]
+        for sources in (("conditional", "state"), ("conditional",))
+    )
+    assert first.pictures is not None
+    assert torch.equal(first.pictures, alone.pictures)
+
+
+def test_a_conditional_branch_that_is_not_shown_is_an_error():
+    with pytest.raises(ValueError, match="no predict_branches"):
+        run(pruned((Stage(0.5, step=2, branch="conditional"),)))
+
+
+def test_a_stage_of_another_branch_than_the_judge_reads_is_refused():
+    with pytest.raises(ValueError, match="asks for the conditional branch, but latent-reader reads guided"):
+        run(pruned((Stage(0.5, step=2, branch="conditional"),)), preview=LatentReader(("guided",)))

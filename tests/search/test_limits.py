@@ -127,5 +127,5 @@ def test_progress_tells_what_is_spent_of_what_is_planned():
     assert spent == sorted(spent)
     assert {dataclasses.astuple(planned) for _, planned in seen} == {dataclasses.astuple(WHOLE.planned)}
     assert seen[-1][0] == WHOLE.cost
-    checks = METHOD.walk(elementwise_pipeline().grid(T)).checks
+    checks = METHOD.walk(elementwise_pipeline().grid(T), judge=Linear()).checks
     assert WHOLE.planned == forecast(N, Walk(checks, T)).cost.times(2)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from difalign.core.types import Reading
 from difalign.process.grids import flow_match_grid, uniform_sigmas
 from difalign.search.schedule import (
     Stage,
@@ -22,6 +23,11 @@ from difalign.search.schedule import (
 T = 20
 
 
+def decoded(sigma, branch):
+    """What every judge reads that does not say otherwise."""
+    return Reading() if branch is None else Reading((branch,))
+
+
 def flux_grid():
     """FLUX.1 [dev] at 512 pixels, mu = 0.63."""
     return flow_match_grid(T, mu=0.63, sigmas=uniform_sigmas(T))
@@ -32,20 +38,22 @@ PUBLISHED = (Stage(0.4, step=2), Stage(0.4, step=6), Stage(0.5, step=11))
 
 @pytest.mark.golden
 def test_a_sigma_finds_its_step():
-    checks = resolve((Stage(0.4, sigma=0.944), Stage(0.4, sigma=0.814), Stage(0.5, sigma=0.606)), flux_grid())
+    checks = resolve(
+        (Stage(0.4, sigma=0.944), Stage(0.4, sigma=0.814), Stage(0.5, sigma=0.606)), flux_grid(), reads=decoded
+    )
     assert [check.step for check in checks] == [2, 6, 11]
     assert [round(check.sigma, 4) for check in checks] == [0.9441, 0.8142, 0.6057]
 
 
 def test_the_same_sigma_is_another_step_of_another_grid():
     fine = flow_match_grid(2 * T, mu=0.63, sigmas=uniform_sigmas(2 * T))
-    (check,) = resolve((Stage(0.4, sigma=0.814),), fine)
+    (check,) = resolve((Stage(0.4, sigma=0.814),), fine, reads=decoded)
     assert check.step == 12
 
 
 @pytest.mark.golden
 def test_invariant_4_alive_counts_of_the_published_schedule():
-    alive = alive_by_step(38, resolve(PUBLISHED, flux_grid()), T)
+    alive = alive_by_step(38, resolve(PUBLISHED, flux_grid(), reads=decoded), T)
     assert alive == (38,) * 3 + (15,) * 4 + (6,) * 5 + (3,) * 8
     assert sum(alive) == 228
 
@@ -87,13 +95,13 @@ def test_keep_out_of_range_is_refused(keep):
 )
 def test_stages_that_do_not_fall_in_sigma_are_refused(stages):
     with pytest.raises(ValueError, match="must fall in sigma"):
-        resolve(stages, flux_grid())
+        resolve(stages, flux_grid(), reads=decoded)
 
 
 @pytest.mark.parametrize("stage", [Stage(0.5, step=T), Stage(0.5, sigma=1.2), Stage(0.5, sigma=0.01)])
 def test_a_stage_outside_the_grid_is_refused(stage):
     with pytest.raises(ValueError, match="grid of 20"):
-        resolve((stage,), flux_grid())
+        resolve((stage,), flux_grid(), reads=decoded)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +120,7 @@ def test_halving_spaces_geometrically():
 def test_halving_always_falls(num_steps, data):
     first = data.draw(st.integers(0, num_steps - 2))
     rounds = data.draw(st.integers(1, num_steps - 1 - first))
-    checks = resolve(halving(num_steps, rounds=rounds, first_step=first), flow_match_grid(num_steps))
+    checks = resolve(halving(num_steps, rounds=rounds, first_step=first), flow_match_grid(num_steps), reads=decoded)
     assert len(checks) == rounds
     assert checks[-1].step < num_steps - 1  # the last step's estimate is the sample itself
 
