@@ -5,8 +5,9 @@ the cleanest level, each further one from the student of the level before; the o
 every level, and the network after a level is that level's scorer. The target is at all levels the same number: the
 teacher's raw score of the trajectory's finished sample.
 
-One process trains. A level depends on the weights it starts from, on the data and on (seed, level) only, so that
-training which was cut short goes on at the last finished level and ends bit for bit as it would have.
+A level depends on the weights it starts from, on the data and on (seed, level) only, so that training which was cut
+short goes on at the last finished level and ends bit for bit as it would have. Several processes split each batch and
+take the steps of one, to rounding; the first writes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from difalign.core.student_bank import (
 )
 from difalign.objective.distillation import DistillationLoss, check_curriculum, decayed_rate
 from difalign.objective.ranking import Agreement, agreement
+from difalign.train.shared_batches import backward_together, score_together
+from difalign.train.team import Team
 
 
 class EstimateTable(Protocol):
@@ -135,6 +138,7 @@ def distill(
     folder: Path,
     resume: bool = False,
     progress: Progress | None = None,
+    team: Team | None = None,
 ) -> StudentBank:
     """Train a student a level and write each, once it is done, into the bank in ``folder``.
 
@@ -147,6 +151,7 @@ def distill(
         folder: becomes a bank; a level is in it whole or not at all.
         resume: go on after the levels that are there; a bank with all of them is left as it is.
         progress: called after every step.
+        team: the processes that train together; None = this one alone.
 
     Raises:
         ConfigError: if the folder holds a bank and ``resume`` is not asked for, or one of other settings or teacher.
@@ -160,8 +165,12 @@ def distill(
     student = teacher.with_model(copy.deepcopy(teacher.model))
     _carry(student.model, base, folder, bank)
     for level in range(len(bank.levels), len(settings.curriculum)):
-        losses = _train_level(student, table, settings, level, progress)
+        losses = _train_level(student, table, settings, level=level, progress=progress, team=team)
         student.model.requires_grad_(False)
+        if team is not None and not team.is_main:
+            team.barrier()
+            bank = read_bank(folder)
+            continue
         file = _write_changed(student.model, base, folder, settings.curriculum[level])
         done = BankLevel(
             sigma=settings.curriculum[level],
@@ -173,6 +182,8 @@ def distill(
         )
         bank = StudentBank(bank.teacher, bank.teacher_sha256, bank.curriculum, (*bank.levels, done), bank.recipe)
         write_bank(folder, bank)
+        if team is not None:
+            team.barrier()
     return bank
 
 
@@ -225,7 +236,13 @@ def batches(belong: Tensor, *, size: int, together: bool, key: tuple[int, ...]) 
 
 
 def _train_level(
-    student: NetworkReward, table: EstimateTable, settings: DistillationSettings, level: int, progress: Progress | None
+    student: NetworkReward,
+    table: EstimateTable,
+    settings: DistillationSettings,
+    *,
+    level: int,
+    progress: Progress | None,
+    team: Team | None,
 ) -> list[float]:
     """Fit the student to one level with an optimiser of its own; the loss of every step."""
     sigma, belong = settings.curriculum[level], prompt_numbers(table.prompts)
@@ -243,13 +260,17 @@ def _train_level(
         for epoch in range(settings.epochs)
         for rows in batches(belong, size=settings.batch_size, together=together, key=(settings.seed, level, epoch))
     ]
+
+    def score(rows: Tensor) -> Tensor:
+        asked = [table.prompts[int(row)] for row in rows]
+        return student.score(table.media(sigma, rows), asked, sigma=sigma).scores
+
     losses: list[float] = []
     for step, rows in enumerate(plan):
         rate = decayed_rate(step, steps=len(plan), first=settings.learning_rate, last_share=settings.last_rate_share)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        asked = [table.prompts[int(row)] for row in rows]
-        scores = student.score(table.media(sigma, rows), asked, sigma=sigma).scores
+        scores = score_together(score, rows, team)
         loss = settings.loss(scores, table.target[rows].to(scores), belong[rows].to(scores.device))
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
@@ -258,7 +279,7 @@ def _train_level(
                 "look for estimates that are not finite"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        backward_together(loss, parameters, team)
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         optimizer.step()
         if progress is not None:
