@@ -1,0 +1,55 @@
+"""The configuration of a distillation says what is wrong with it before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from difalign.core.config_distill import load_distill_config
+from difalign.core.errors import ConfigError
+from tests.house.repository import ROOT
+
+FILES = sorted((ROOT / "configs" / "distill").glob("*.yaml"))
+TINY = ROOT / "configs" / "distill" / "tiny.yaml"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_shipped_configurations_are_sound(file: Path):
+    config = load_distill_config(file, [])
+    assert config.name == f"distill_{file.stem}"
+    assert config.run_folder == Path("runs") / config.name
+
+
+def test_settings_are_laid_over_the_file():
+    config = load_distill_config(TINY, ["folder=~/bank", "students.full.learning_rate=1e-5", "prompts.scenes=7"])
+    assert config.run_folder == Path.home() / "bank"
+    assert config.students["full"].learning_rate == 1e-5
+    assert config.students["full"].batch_size == load_distill_config(TINY, []).students["full"].batch_size
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["sampling.sigmas=[0.5, 0.5]"], "name each level once"),
+        (["sampling.sigmas=[]"], r"sampling\.sigmas = \[\]"),
+        (["sampling.sigmas=[0]"], r"sampling\.sigmas.*> 0"),
+        (["sampling.sources=[]"], r"sampling\.sources"),
+        (["sampling.sources=[x0]"], "guided, conditional, state"),
+        (["sampling.sources=[guided, guided]"], "name each once"),
+        (["sampling.store=pixels", "sampling.sources=[guided, state]"], "use store=latents"),
+        (["sampling.pixels=224"], "with store: latents leave it out"),
+        (["prompts.train=a.txt"], "give exactly one of them"),
+        (["prompts.scenes=null"], "give exactly one of them"),
+        (["prompts.limit=3"], "with scenes, give that number itself"),
+        (["students.full.sources=[state]"], r"students\.full\.sources: state is not stored"),
+        (["students.full.sigmas=[0.123]"], r"students\.full\.sigmas: \[0\.123\] are not stored"),
+        (["students.full.learning_rte=1"], "did you mean students.full.learning_rate"),
+        (["students.full.learning_rate=0"], r"students\.full\.learning_rate = 0"),
+        (["evaluation.samples_per_prompt=1"], r"evaluation\.samples_per_prompt = 1"),
+        (["evaluation.keep=0"], r"evaluation\.keep = 0"),
+    ],
+)
+def test_what_is_wrong_is_named(settings: list[str], said: str):
+    with pytest.raises(ConfigError, match=said):
+        load_distill_config(TINY, settings)
