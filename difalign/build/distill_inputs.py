@@ -66,18 +66,21 @@ class DistillInputs:
         return {"train": config.sampling, "heldout": config.evaluation}[which].samples_per_prompt
 
 
-def prepare_distill(config: DistillConfig, *, check_output: bool = True) -> DistillInputs:
+def prepare_distill(config: DistillConfig, *, check_weights: bool = True) -> DistillInputs:
     """Read what the configuration names and check that its stages can start; nothing is written.
+
+    Args:
+        config: the distillation.
+        check_weights: whether this machine must be able to load pipeline and teacher.
 
     Raises:
         ConfigError: naming every problem found, with the key, the value and the remedy.
     """
     problems = [line for name, student in config.students.items() for line in _student(config, name, student)]
-    if check_output:
-        problems += _folder(config)
+    problems += _folder(config)
     run = None
     try:
-        run = prepare(_as_run(config), check_output=False)
+        run = prepare(_as_run(config), check_output=False, check_weights=check_weights)
     except ConfigError as error:
         problems += str(error).replace(f"rewards.{_TEACHER}", _TEACHER).splitlines()
     if run is None:

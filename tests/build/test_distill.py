@@ -163,6 +163,13 @@ def test_what_cannot_start_is_refused_before_anything_is_loaded(tmp_path: Path, 
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("file", sorted(TINY.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_sound_without_its_weights(file: Path):
+    inputs = prepare_distill(load_distill_config(file, []), check_weights=False)
+    assert inputs.pipeline.card.name == file.stem.replace("_", "-").replace("tiny", "tiny-sd3")
+    assert len(inputs.prompts["train"]) >= 200
+
+
 def test_a_folder_that_is_a_file(tmp_path: Path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match="is not a folder"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from difalign.core.config_distill import load_distill_config
 from difalign.core.errors import ConfigError
+from difalign.core.types import NoiseGrid
+from difalign.pipelines.flow_grids import packed_grid, sd3_grid
 from tests.house.repository import ROOT
 
 FILES = sorted((ROOT / "configs" / "distill").glob("*.yaml"))
@@ -53,3 +57,21 @@ def test_settings_are_laid_over_the_file():
 def test_what_is_wrong_is_named(settings: list[str], said: str):
     with pytest.raises(ConfigError, match=said):
         load_distill_config(TINY, settings)
+
+
+def starts(scheduler: FlowMatchEulerDiscreteScheduler, grid: Callable[..., NoiseGrid]) -> list[float]:
+    """Where 20 steps of 1024 image tokens start: 512 pixels."""
+    return grid(scheduler, 20, image_tokens=1024).sigma[:-1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("sd35_medium", lambda: starts(FlowMatchEulerDiscreteScheduler(shift=3.0), sd3_grid)),
+        ("flux_dev", lambda: starts(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), packed_grid)),
+    ],
+)
+def test_levels_of_real_models_are_where_their_steps_start(name: str, known: Callable[[], list[float]]):
+    config = load_distill_config(ROOT / "configs" / "distill" / f"{name}.yaml", [])
+    assert (config.sampling.steps, config.sampling.height, config.sampling.width) == (20, 512, 512)
+    assert sorted(config.sampling.sigmas, reverse=True) == pytest.approx(known()[:15], abs=5.1e-5)
