@@ -276,9 +276,12 @@ def _train(work: Workbench) -> None:
     store = work.store("train")
     for name, student in work.inputs.config.students.items():
         variant = STUDENT_VARIANTS[student.variant]
+        table = work.table(store, student.sources[0], cache=student.cache)
+        if not table.prompts:
+            raise ConfigError(f"{store.folder}: the teacher could score none of the walks; see its *.labels.json")
         lesson = Lesson(
             teacher=work.teacher,
-            table=work.table(store, student.sources[0], cache=student.cache),
+            table=table,
             curriculum=tuple(sorted(store.level(sigma) for sigma in student.sigmas or store.sigmas)),
             config=student,
             folder=work.folder / "students" / name,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from difalign.build.distill import Workbench, run_distill
 from difalign.build.distill_inputs import STAGES, prepare_distill
@@ -15,6 +19,7 @@ from difalign.core.config_distill import DistillConfig, load_distill_config
 from difalign.core.errors import ConfigError
 from difalign.core.student_bank import read_bank
 from difalign.embedded.scenes import is_held_out, parse_caption
+from difalign.train.estimate_store import EstimateStore
 from difalign.train.progress import progress_view
 from difalign.train.runtime import Runtime
 from tests.house.repository import ROOT
@@ -27,8 +32,9 @@ SMALL = (
     "sampling.sigmas=[0.667, 0.334]",
     "sampling.samples_per_prompt=4",
     "sampling.shard_rows=6",
-    "students.full.batch_size=8",
-    "students.full.epochs=1",
+    "students.guided.batch_size=8",
+    "students.guided.epochs=1",
+    "students.conditional.epochs=1",
     "evaluation.samples_per_prompt=5",
     "evaluation.pictures=2",
 )
@@ -48,17 +54,22 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_stage_leaves_what_the_next_one_needs(done: Path):
     assert len(list((done / "train").glob("*.safetensors"))) == len(list((done / "train").glob("*.labels.json"))) == 3
-    bank = read_bank(done / "students" / "full")
+    bank = read_bank(done / "students" / "guided")
     assert bank.complete
     assert [level.steps for level in bank.levels] == [2, 2]
     assert bank.curriculum[0] < bank.curriculum[1]
     found = json.loads((done / "evaluation.json").read_text())
     judges = [row["judge"] for row in found["rows"]]
-    assert set(judges) == {"tiny-clip as it is, guided", "tiny-clip as it is, conditional", "students full, guided"}
-    assert len(judges) == 6
+    assert set(judges) == {
+        "tiny-clip as it is, guided",
+        "tiny-clip as it is, conditional",
+        "students guided, guided",
+        "students conditional, conditional",
+    }
+    assert len(judges) == 8
     assert found["heldout"] == {"prompts": 3, "samples": 5, "left_out": 0}
     assert all(row["measures"]["squared_error"]["mean"] > 0 for row in found["rows"])
-    assert (done / "evaluation.md").read_text().count("students full") == 2
+    assert (done / "evaluation.md").read_text().count("students guided") == 2
     for name in ("evaluation.png", "estimates.png"):
         with Image.open(done / name) as picture:
             assert picture.width > 300
@@ -86,7 +97,7 @@ def test_what_is_done_is_not_done_again(done: Path):
         ("prompts.scenes=5", "generate", r"other prompts \(4 there, 5 here\)"),
         ("seed=1", "train", "seed = 0 there, 1 here"),
         ("teacher.options={scale: logit}", "label", "another teacher's, or of other weights"),
-        ("students.full.learning_rate=0.5", "train", "another learning_rate"),
+        ("students.guided.learning_rate=0.5", "train", "another learning_rate"),
     ],
 )
 def test_a_folder_of_other_settings_is_refused(done: Path, setting: str, stage: str, said: str):
@@ -135,6 +146,38 @@ def test_pictures_that_are_stored_teach_as_latents_do(done: Path, tmp_path: Path
     assert torch.allclose(latents.target, pictures.target, atol=1e-5)
 
 
+def test_each_student_is_taught_what_it_reads(done: Path):
+    guided, conditional = (read_bank(done / "students" / name) for name in ("guided", "conditional"))
+    assert guided.curriculum == conditional.curriculum
+    assert guided.levels[0].first_loss != conditional.levels[0].first_loss
+
+
+def test_half_precision_does_not_teach(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"computes in torch\.float16.*use teacher\.options\.dtype=float32"):
+        run_distill(prepare_distill(small(tmp_path, "teacher.options={dtype: float16}")), ("generate", "label"))
+
+
+def test_a_full_disk_is_one_message_and_what_is_whole_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write, calls = EstimateStore.write, []
+
+    def fills_up(store: EstimateStore, shard: int, tensors: Mapping[str, Tensor]) -> None:
+        calls.append(shard)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(store, shard, tensors)
+
+    monkeypatch.setattr(EstimateStore, "write", fills_up)
+    with pytest.raises(ConfigError, match=r"can no longer be written.*make room, and run the same command again"):
+        run_distill(prepare_distill(small(tmp_path)), ("generate",))
+    assert [path.name for path in (tmp_path / "train").glob("shard_*")] == ["shard_00000.safetensors"]
+
+
+def test_room_is_looked_for_before_anything_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(ConfigError, match=r"has 0\.0 MB free, and the walks that are missing take about 0\.\d MB"):
+        run_distill(prepare_distill(small(tmp_path)), ("generate",))
+
+
 def test_a_teacher_that_is_no_network_cannot_be_copied(tmp_path: Path):
     inputs = prepare_distill(small(tmp_path, "teacher.reward=verifier"))
     run_distill(inputs, ("generate", "label"))
@@ -145,8 +188,8 @@ def test_a_teacher_that_is_no_network_cannot_be_copied(tmp_path: Path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["students.full.variant=ful"], r"students\.full\.variant = 'ful': did you mean 'full'"),
-        (["students.full.sources=[guided, conditional]"], "reads one picture; name one source"),
+        (["students.guided.variant=ful"], r"students\.guided\.variant = 'ful': did you mean 'full'"),
+        (["students.guided.sources=[guided, conditional]"], "reads one picture; name one source"),
         (["pipeline=tiny-sd4"], "tiny-sd3"),
         (["teacher.reward=tiny-clop"], r"^.*teacher.*tiny-clip"),
         (["teacher.options={scales: logit}"], r"teacher.*scale"),

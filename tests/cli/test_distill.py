@@ -22,7 +22,7 @@ SMALL = [
     "sampling.sigmas=[0.667, 0.334]",
     "sampling.samples_per_prompt=4",
     "sampling.shard_rows=6",
-    "students.full.batch_size=7",
+    "students.guided.batch_size=7",
     "evaluation.samples_per_prompt=4",
 ]
 
@@ -34,7 +34,7 @@ SMALL = [
         (["--config", "tny"], "--config 'tny' is unknown; did you mean 'tiny'?"),
         (["sampling.sigma=[0.5]"], "did you mean sampling.sigmas?"),
         (["--scenes", "4"], "settings are written without dashes"),
-        (["students.full.epochs=0"], "students.full.epochs = 0"),
+        (["students.guided.epochs=0"], "students.guided.epochs = 0"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_message(arguments: list[str], message: str):
@@ -70,10 +70,13 @@ def test_two_processes_leave_what_one_leaves(tmp_path: Path):
     assert len(shards) == 2 * (3 + 2)
     for shard in shards:
         assert (one / shard).read_bytes() == (two / shard).read_bytes()
-    banks = [read_bank(folder / "students" / "full") for folder in (one, two)]
+    banks = [read_bank(folder / "students" / "guided") for folder in (one, two)]
     for level, other in zip(*(bank.levels for bank in banks), strict=True):
         assert other.last_loss == pytest.approx(level.last_loss, rel=1e-3)
-        weights, others = load_file(one / "students/full" / level.file), load_file(two / "students/full" / other.file)
+        weights, others = (
+            load_file(one / "students/guided" / level.file),
+            load_file(two / "students/guided" / other.file),
+        )
         assert max(float((weights[name] - others[name]).abs().max()) for name in weights) < 1e-3
     assert (two / "evaluation.md").is_file()
     assert "evaluate:" not in (tmp_path / "logs2" / "1.log").read_text()

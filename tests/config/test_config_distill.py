@@ -26,10 +26,10 @@ def test_shipped_configurations_are_sound(file: Path):
 
 
 def test_settings_are_laid_over_the_file():
-    config = load_distill_config(TINY, ["folder=~/bank", "students.full.learning_rate=1e-5", "prompts.scenes=7"])
+    config = load_distill_config(TINY, ["folder=~/bank", "students.guided.learning_rate=1e-5", "prompts.scenes=7"])
     assert config.run_folder == Path.home() / "bank"
-    assert config.students["full"].learning_rate == 1e-5
-    assert config.students["full"].batch_size == load_distill_config(TINY, []).students["full"].batch_size
+    assert config.students["guided"].learning_rate == 1e-5
+    assert config.students["guided"].batch_size == load_distill_config(TINY, []).students["guided"].batch_size
 
 
 @pytest.mark.parametrize(
@@ -46,10 +46,10 @@ def test_settings_are_laid_over_the_file():
         (["prompts.train=a.txt"], "give exactly one of them"),
         (["prompts.scenes=null"], "give exactly one of them"),
         (["prompts.limit=3"], "with scenes, give that number itself"),
-        (["students.full.sources=[state]"], r"students\.full\.sources: state is not stored"),
-        (["students.full.sigmas=[0.123]"], r"students\.full\.sigmas: \[0\.123\] are not stored"),
-        (["students.full.learning_rte=1"], "did you mean students.full.learning_rate"),
-        (["students.full.learning_rate=0"], r"students\.full\.learning_rate = 0"),
+        (["students.guided.sources=[state]"], r"students\.guided\.sources: state is not stored"),
+        (["students.guided.sigmas=[0.123]"], r"students\.guided\.sigmas: \[0\.123\] are not stored"),
+        (["students.guided.learning_rte=1"], "did you mean students.guided.learning_rate"),
+        (["students.guided.learning_rate=0"], r"students\.guided\.learning_rate = 0"),
         (["evaluation.samples_per_prompt=1"], r"evaluation\.samples_per_prompt = 1"),
         (["evaluation.keep=0"], r"evaluation\.keep = 0"),
     ],
