@@ -122,8 +122,10 @@ def _build_one(found: Found[RewardCard], config: RewardConfig, device: str | tor
     options: dict[str, Any] = dict(reward_options(card, config))
     if card.on_device:
         options["device"] = device
-    if card.teacher is not None:
-        options["teacher"] = _build_one(load_reward_card(card.teacher), RewardConfig(), device)
+    others = {"teacher": card.teacher, "reader": card.reader}
+    for role, other in others.items():
+        if other is not None:
+            options[role] = _build_one(load_reward_card(other), RewardConfig(), device)
     if scores_media(make):
         assert callable(make)
         check_options(card.target, make, options)
