@@ -127,8 +127,10 @@ def build_scorer(found: Found[RewardCard], config: RewardConfig, device: str | t
     options: dict[str, Any] = dict(reward_options(card, config))
     if card.on_device:
         options["device"] = device
-    if card.teacher is not None:
-        options["teacher"] = build_scorer(load_reward_card(card.teacher), RewardConfig(), device)
+    others = {"teacher": card.teacher, "reader": card.reader}
+    for role, other in others.items():
+        if other is not None:
+            options[role] = build_scorer(load_reward_card(other), RewardConfig(), device)
     if scores_media(make):
         assert callable(make)
         check_options(card.target, make, options)

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from difalign.core.types import GaussianStep, Metadata, NoiseGrid, RewardOutput
+from difalign.core.types import Branches, GaussianStep, Metadata, NoiseGrid, Reading, RewardOutput
 
 Modality = Literal["image", "video"]
 
@@ -62,6 +62,15 @@ class Pipeline(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels in [0, 1], [N, C, H, W] or [N, F, C, H, W]; differentiable."""
+        ...
+
+
+@runtime_checkable
+class ShowsBranches(Pipeline, Protocol):
+    """A pipeline that shows what it predicts without guidance, too, for no further evaluation."""
+
+    def predict_branches(self, x: Tensor, model_time: Tensor, condition: Condition) -> Branches:
+        """The network's output with guidance, as ``predict`` gives it, and that of the conditional branch."""
         ...
 
 
@@ -170,6 +179,28 @@ class NetworkReward(RewardModel, Protocol):
 
     def with_model(self, model: nn.Module) -> NetworkReward:
         """The same reward by another network of the same make, which is frozen; nothing read so far is kept."""
+        ...
+
+
+@runtime_checkable
+class ReadsEstimates(RewardModel, Protocol):
+    """A reward that says what it wants to see of unfinished samples; others are shown decoded, guided estimates."""
+
+    def reading(self, sigma: float) -> Reading:
+        """What ``score(..., sigma=sigma)`` is handed in place of pictures.
+
+        Raises:
+            ValueError: if it does not score at that noise.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadsTexts(Protocol):
+    """What makes vectors of prompts; its weights do not change."""
+
+    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
+        """One vector a prompt, [N, D] float32."""
         ...
 
 

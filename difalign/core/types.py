@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -67,6 +68,35 @@ class GaussianStep:
 
     mean: Tensor  # [N, *latent] float32
     std: Tensor  # [N, 1, ...] float32, broadcasts against mean
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """What a network predicts with guidance and without; the same tensor where guidance takes no second evaluation."""
+
+    guided: Tensor  # [N, *latent] float32
+    conditional: Tensor  # [N, *latent] float32
+
+
+Branch = Literal["guided", "conditional"]
+# What a step shows of where its rows are going: x0 as either branch predicts it, or the state itself.
+Source = Branch | Literal["state"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a judge of unfinished samples is handed.
+
+    Raises:
+        ValueError: if no source is named, or several are to be decoded into one picture.
+    """
+
+    sources: tuple[Source, ...] = ("guided",)
+    decoded: bool = True  # pixels of the one source; if not, latents of all of them, stacked along the channels
+
+    def __post_init__(self) -> None:
+        if not self.sources or (self.decoded and len(self.sources) > 1):
+            raise ValueError(f"sources = {self.sources}: name one, or several that are read as latents")
 
 
 @dataclass(frozen=True, slots=True)

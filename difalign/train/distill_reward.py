@@ -25,17 +25,10 @@ from torch import Tensor, nn
 from difalign.core.errors import ConfigError
 from difalign.core.protocols import NetworkReward, RewardModel
 from difalign.core.rng import generator
-from difalign.core.student_bank import (
-    BANK_FILE,
-    BankLevel,
-    StudentBank,
-    file_sha256,
-    read_bank,
-    weights_sha256,
-    write_bank,
-)
+from difalign.core.student_bank import BankLevel, StudentBank, file_sha256, read_bank, weights_sha256, write_bank
 from difalign.objective.distillation import DistillationLoss, check_curriculum, decayed_rate
 from difalign.objective.ranking import Agreement, agreement
+from difalign.train.bank_folder import open_bank
 from difalign.train.shared_batches import backward_together, score_together
 from difalign.train.team import Team
 
@@ -161,7 +154,7 @@ def distill(
     _check_table(table)
     base = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
     empty = StudentBank(teacher.name, weights_sha256(base), settings.curriculum, recipe=settings.recipe())
-    bank = _opened(folder, empty, resume=resume)
+    bank = open_bank(folder, empty, resume=resume)
     student = teacher.with_model(copy.deepcopy(teacher.model))
     _carry(student.model, base, folder, bank)
     for level in range(len(bank.levels), len(settings.curriculum)):
@@ -294,24 +287,6 @@ def _check_table(table: EstimateTable) -> None:
     wrong = (~table.target.isfinite()).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(f"the teacher's scores of rows {wrong[:6]} are not finite: leave these trajectories out")
-
-
-def _opened(folder: Path, wanted: StudentBank, *, resume: bool) -> StudentBank:
-    """The bank to go on with: the one that is there, if it may be, or the empty one."""
-    if not (folder / BANK_FILE).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        return wanted
-    if not resume:
-        raise ConfigError(f"{folder}: already holds a bank; give another folder, or resume it")
-    found = read_bank(folder)
-    if found.teacher_sha256 != wanted.teacher_sha256:
-        raise ConfigError(f"{folder}: its students were taught by {found.teacher!r} with other weights; begin anew")
-    differing = [name for name, value in wanted.recipe.items() if found.recipe.get(name) != value]
-    if found.curriculum != wanted.curriculum:
-        differing.insert(0, "curriculum")
-    if differing:
-        raise ConfigError(f"{folder}: was begun with another {', '.join(differing)}; begin anew in another folder")
-    return found
 
 
 def _carry(network: nn.Module, base: Mapping[str, Tensor], folder: Path, bank: StudentBank) -> None:
