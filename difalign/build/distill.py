@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from difalign.build.distill_inputs import SETS, DistillInputs
-from difalign.build.distill_students import STUDENT_VARIANTS, Lesson
+from difalign.build.distill_students import STUDENT_KINDS, Lesson
 from difalign.build.factory import build_pipeline, build_process, build_scorer
 from difalign.build.latents import latent_shape
 from difalign.core.config_rewards import RewardConfig
@@ -275,7 +275,7 @@ def _label(work: Workbench) -> None:
 def _train(work: Workbench) -> None:
     store = work.store("train")
     for name, student in work.inputs.config.students.items():
-        variant = STUDENT_VARIANTS[student.variant]
+        kind = STUDENT_KINDS[student.kind]
         table = work.table(store, student.sources[0], cache=student.cache)
         if not table.prompts:
             raise ConfigError(f"{store.folder}: the teacher could score none of the walks; see its *.labels.json")
@@ -288,7 +288,7 @@ def _train(work: Workbench) -> None:
             team=work.runtime,
             progress=partial(work.teaching, name),
         )
-        bank = variant.teach(lesson)
+        bank = kind.teach(lesson)
         work.view.note(f"train {name}: {len(bank.levels)} levels in {lesson.folder}")
 
 

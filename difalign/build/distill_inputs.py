@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from difalign.build.cards import Found, PipelineCard, RewardCard
-from difalign.build.distill_students import STUDENT_VARIANTS
+from difalign.build.distill_students import STUDENT_KINDS
 from difalign.build.preflight import Inputs, prepare
 from difalign.build.prompt_readers import meaning_of
 from difalign.build.surroundings import writable
 from difalign.core.config import RunConfig
 from difalign.core.config_distill import DistillConfig, StudentConfig
-from difalign.core.config_errors import checked, did_you_mean
+from difalign.core.config_errors import checked
 from difalign.core.errors import ConfigError, in_one_message
 from difalign.core.prompts import Prompt
 from difalign.embedded.captions import training_captions
@@ -157,17 +157,9 @@ def _leaks(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> list[str]:
 
 
 def _student(config: DistillConfig, name: str, student: StudentConfig) -> Iterator[str]:
-    variant = STUDENT_VARIANTS.get(student.variant)
-    if variant is None:
-        yield f"students.{name}.variant = {student.variant!r}: {did_you_mean(student.variant, list(STUDENT_VARIANTS))}"
-    elif variant.decoded and len(student.sources) != 1:
+    if not STUDENT_KINDS[student.kind].decoded and config.sampling.store != "latents":
         yield (
-            f"students.{name}.sources = {list(student.sources)}: a student of variant {student.variant} reads one "
-            "picture; name one source"
-        )
-    elif not variant.decoded and config.sampling.store != "latents":
-        yield (
-            f"students.{name}.variant = {student.variant!r}: reads latents, and sampling.store = pixels keeps none; "
+            f"students.{name}.kind = {student.kind}: reads latents, and sampling.store = pixels keeps none; "
             "use sampling.store=latents"
         )
 

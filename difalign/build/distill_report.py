@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from difalign.build.distill_students import STUDENT_VARIANTS
+from difalign.build.distill_students import STUDENT_KINDS
 from difalign.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _students(work: Workbench, store: EstimateStore) -> list[Judge]:
 
     judges = []
     for name, student in work.inputs.config.students.items():
-        folder, variant = work.folder / "students" / name, STUDENT_VARIANTS[student.variant]
+        folder, kind = work.folder / "students" / name, STUDENT_KINDS[student.kind]
         try:
             bank = read_bank(folder)
         except ValueError as error:
@@ -93,8 +93,8 @@ def _students(work: Workbench, store: EstimateStore) -> list[Judge]:
         judges.append(
             Judge(
                 name=f"students {name}, {' + '.join(student.sources)}",
-                reward=partial(variant.load, folder, work.teacher),
-                estimates=table.media if variant.decoded else partial(table.latents, sources=student.sources),
+                reward=partial(kind.load, folder, work.teacher),
+                estimates=table.media if kind.decoded else partial(table.latents, sources=student.sources),
                 sigmas=bank.curriculum,
                 identity=f"{weights} {work.teacher_mark} {store.mark}",
             )

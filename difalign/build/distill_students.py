@@ -1,4 +1,4 @@
-"""How each variant of students is taught, and how its bank is read again."""
+"""How each kind of students is taught, and how its bank is read again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What a variant is taught with."""
+    """What a bank is taught with."""
 
     teacher: RewardModel
     table: ShardedTable
@@ -32,8 +32,8 @@ class Lesson:
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """A kind of students."""
+class StudentKind:
+    """What is done with students of a kind."""
 
     teach: Callable[[Lesson], StudentBank]
     load: Callable[[Path, RewardModel], RewardModel]  # (folder, teacher) -> what scores at every level
@@ -86,4 +86,4 @@ def _load_bank(folder: Path, teacher: RewardModel) -> RewardModel:
     return NoiseAwareReward.from_pretrained(folder, teacher=teacher)
 
 
-STUDENT_VARIANTS: dict[str, Variant] = {"full": Variant(_teach_full, _load_bank, decoded=True)}
+STUDENT_KINDS: dict[str, StudentKind] = {"full": StudentKind(_teach_full, _load_bank, decoded=True)}

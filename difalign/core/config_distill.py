@@ -87,10 +87,10 @@ class DistillSamplingConfig(Section):
 
 
 class StudentConfig(Section):
-    """One bank of students."""
+    """One bank of students: copies of the teacher's network, one a level, all of whose weights are trained."""
 
-    variant: PlainName = "full"  # TTSnap: all weights, a network a level
-    sources: Sources = ("guided",)  # TTSnap; what the student reads, of what is stored
+    kind: Literal["full"] = "full"  # TTSnap
+    sources: Annotated[tuple[SourceName, ...], Field(strict=False, min_length=1, max_length=1)] = ("guided",)  # TTSnap
     sigmas: Annotated[tuple[Sigma, ...], Field(strict=False, min_length=1)] | None = None  # null = all that are stored
     learning_rate: Positive = 3e-6  # TTSnap: ImageReward; PickScore and HPSv2: 5e-7
     last_rate_share: Fraction = 0.5  # TTSnap

@@ -188,8 +188,6 @@ def test_a_teacher_that_is_no_network_cannot_be_copied(tmp_path: Path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["students.guided.variant=ful"], r"students\.guided\.variant = 'ful': did you mean 'full'"),
-        (["students.guided.sources=[guided, conditional]"], "reads one picture; name one source"),
         (["pipeline=tiny-sd4"], "tiny-sd3"),
         (["teacher.reward=tiny-clop"], r"^.*teacher.*tiny-clip"),
         (["teacher.options={scales: logit}"], r"teacher.*scale"),

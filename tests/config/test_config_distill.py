@@ -47,6 +47,8 @@ def test_settings_are_laid_over_the_file():
         (["prompts.scenes=null"], "give exactly one of them"),
         (["prompts.limit=3"], "with scenes, give that number itself"),
         (["students.guided.sources=[state]"], r"students\.guided\.sources: state is not stored"),
+        (["students.guided.kind=ful"], r"students\.guided\.kind = 'ful'"),
+        (["students.guided.sources=[guided, conditional]"], r"students\.guided\.sources = "),
         (["students.guided.sigmas=[0.123]"], r"students\.guided\.sigmas: \[0\.123\] are not stored"),
         (["students.guided.learning_rte=1"], "did you mean students.guided.learning_rate"),
         (["students.guided.learning_rate=0"], r"students\.guided\.learning_rate = 0"),
