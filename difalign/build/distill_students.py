@@ -57,6 +57,7 @@ def _teach_full(lesson: Lesson) -> StudentBank:
         resume=True,
         progress=lesson.progress,
         team=lesson.team,
+        source=lesson.config.sources[0],
     )
 
 

@@ -49,6 +49,7 @@ class Measure:
 
     key: str
     title: str
+    digits: int = 3  # after the point
 
 
 def agreement_table(rows: Sequence[AgreementRow], measures: Sequence[Measure]) -> str:
@@ -58,16 +59,16 @@ def agreement_table(rows: Sequence[AgreementRow], measures: Sequence[Measure]) -
         f"|---|---|{'---|' * len(measures)}",
     ]
     for row in sorted(rows, key=lambda row: -row.sigma):
-        figures = " | ".join(_figure(row.measures[measure.key]) for measure in measures)
+        figures = " | ".join(_figure(row.measures[measure.key], measure.digits) for measure in measures)
         lines.append(f"| {row.sigma:.4f} | {row.judge} | {figures} |")
     return "\n".join(lines) + "\n"
 
 
-def _figure(value: Measured) -> str:
+def _figure(value: Measured, digits: int) -> str:
     if math.isnan(value.mean):
         return MISSING
-    error = "" if math.isnan(value.standard_error) else f" ± {score(value.standard_error)}"
-    return f"{score(value.mean)}{error}"
+    error = "" if math.isnan(value.standard_error) else f" ± {score(value.standard_error, digits=digits)}"
+    return f"{score(value.mean, digits=digits)}{error}"
 
 
 def save_agreement_chart(path: Path, rows: Sequence[AgreementRow], panels: Sequence[Measure], *, title: str) -> None:

@@ -30,9 +30,9 @@ MEASURES = (
     Measure("spearman", "Spearman"),
     Measure("kendall", "Kendall τ-b"),
     Measure("survival", "Tacc"),
-    Measure("shortfall", "Tgap"),
+    Measure("shortfall", "Tgap", digits=4),
     Measure("top", "top-1 kept"),
-    Measure("squared_error", "squared error"),
+    Measure("squared_error", "squared error", digits=5),
 )
 
 

@@ -25,7 +25,20 @@ from torch import Tensor, nn
 from difalign.core.errors import ConfigError
 from difalign.core.protocols import NetworkReward, RewardModel
 from difalign.core.rng import generator
+<<<<<<< HEAD
 from difalign.core.student_bank import BankLevel, StudentBank, file_sha256, read_bank, weights_sha256, write_bank
+=======
+from difalign.core.student_bank import (
+    BANK_FILE,
+    BankLevel,
+    StudentBank,
+    file_sha256,
+    read_bank,
+    weights_sha256,
+    write_bank,
+)
+from difalign.core.types import Source
+>>>>>>> distil
 from difalign.objective.distillation import DistillationLoss, check_curriculum, decayed_rate
 from difalign.objective.ranking import Agreement, agreement
 from difalign.train.bank_folder import open_bank
@@ -132,6 +145,7 @@ def distill(
     resume: bool = False,
     progress: Progress | None = None,
     team: Team | None = None,
+    source: Source = "guided",
 ) -> StudentBank:
     """Train a student a level and write each, once it is done, into the bank in ``folder``.
 
@@ -145,6 +159,7 @@ def distill(
         resume: go on after the levels that are there; a bank with all of them is left as it is.
         progress: called after every step.
         team: the processes that train together; None = this one alone.
+        source: whose estimates the table shows; stands in the bank.
 
     Raises:
         ConfigError: if the folder holds a bank and ``resume`` is not asked for, or one of other settings or teacher.
@@ -153,7 +168,9 @@ def distill(
     """
     _check_table(table)
     base = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
-    empty = StudentBank(teacher.name, weights_sha256(base), settings.curriculum, recipe=settings.recipe())
+    empty = StudentBank(
+        teacher.name, weights_sha256(base), settings.curriculum, recipe=settings.recipe() | {"source": source}
+    )
     bank = open_bank(folder, empty, resume=resume)
     student = teacher.with_model(copy.deepcopy(teacher.model))
     _carry(student.model, base, folder, bank)

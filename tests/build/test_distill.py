@@ -98,6 +98,7 @@ def test_what_is_done_is_not_done_again(done: Path):
         ("seed=1", "train", "seed = 0 there, 1 here"),
         ("teacher.options={scale: logit}", "label", "another teacher's, or of other weights"),
         ("students.guided.learning_rate=0.5", "train", "another learning_rate"),
+        ("students.guided.sources=[conditional]", "train", "another source"),
     ],
 )
 def test_a_folder_of_other_settings_is_refused(done: Path, setting: str, stage: str, said: str):

@@ -36,6 +36,11 @@ def test_levels_go_from_noisy_to_clean():
     ]
 
 
+def test_small_figures_have_more_digits():
+    table = agreement_table([row("teacher", 0.5, 0.00042, 0.00011)], [Measure("spearman", "small", digits=5)])
+    assert "| 0.00042 ± 0.00011 |" in table
+
+
 def blue_rows(path: Path) -> np.ndarray:
     """The lines of pixels, above the legend, that hold a trace of the colour of the first judge."""
     with Image.open(path) as picture:
