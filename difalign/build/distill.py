@@ -22,9 +22,9 @@ from difalign.core.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from difalign.core.config_distill import StudentConfig
     from difalign.core.protocols import RewardModel, TrainablePipeline
     from difalign.core.types import Source
-    from difalign.train.distill_reward import DistillationProgress
     from difalign.train.estimate_generation import Walk
     from difalign.train.estimate_store import EstimateStore, ShardLabels, StorePlan
     from difalign.train.estimate_table import ShardedTable
@@ -181,9 +181,10 @@ class Workbench:
             parts = latents.split(self.inputs.config.sampling.micro_batch)
             return torch.cat([self.pipeline.decode(part).float() for part in parts])
 
-    def teaching(self, name: str, at: DistillationProgress) -> None:
-        """Show where training stands."""
-        self.view.phase(f"{name} sigma {at.sigma:.2f} loss {at.loss:.3g}", at.step, at.steps)
+    def reader(self, student: StudentConfig) -> RewardModel:
+        """What makes vectors of prompts for a student."""
+        card = self.inputs.reader(student)
+        return self.teacher if card is None else build_scorer(card, RewardConfig(), self.runtime.device)
 
 
 def _generate(work: Workbench) -> None:
@@ -276,17 +277,20 @@ def _train(work: Workbench) -> None:
     store = work.store("train")
     for name, student in work.inputs.config.students.items():
         kind = STUDENT_KINDS[student.kind]
-        table = work.table(store, student.sources[0], cache=student.cache)
+        table = work.table(store, student.sources[0], cache=kind.decoded and getattr(student, "cache", False))
         if not table.prompts:
             raise ConfigError(f"{store.folder}: the teacher could score none of the walks; see its *.labels.json")
         lesson = Lesson(
             teacher=work.teacher,
+            reader=work.reader(student),
+            reader_name=(work.inputs.reader(student) or work.inputs.teacher).card.name,
             table=table,
             curriculum=tuple(sorted(store.level(sigma) for sigma in student.sigmas or store.sigmas)),
             config=student,
             folder=work.folder / "students" / name,
             team=work.runtime,
-            progress=partial(work.teaching, name),
+            device=work.runtime.device,
+            show=lambda text, done, total, name=name: work.view.phase(f"{name} {text}", done, total),
         )
         bank = kind.teach(lesson)
         work.view.note(f"train {name}: {len(bank.levels)} levels in {lesson.folder}")

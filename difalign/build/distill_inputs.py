@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from difalign.build.cards import Found, PipelineCard, RewardCard
+from difalign.build.cards import Found, PipelineCard, RewardCard, load_reward_card
 from difalign.build.distill_students import STUDENT_KINDS
 from difalign.build.preflight import Inputs, prepare
 from difalign.build.prompt_readers import meaning_of
 from difalign.build.surroundings import writable
 from difalign.core.config import RunConfig
-from difalign.core.config_distill import DistillConfig, StudentConfig
+from difalign.core.config_distill import DistillConfig, LatentStudentConfig, StudentConfig
 from difalign.core.config_errors import checked
 from difalign.core.errors import ConfigError, in_one_message
 from difalign.core.prompts import Prompt
@@ -44,6 +44,11 @@ class DistillInputs:
     def teacher(self) -> Found[RewardCard]:
         """The card of the teacher."""
         return self.run.rewards[_TEACHER]
+
+    def reader(self, student: StudentConfig) -> Found[RewardCard] | None:
+        """The card of what makes vectors of prompts for a student; None = the teacher does."""
+        name = student.reader if isinstance(student, LatentStudentConfig) else None
+        return None if name is None else load_reward_card(name)
 
     @property
     def teacher_digest(self) -> str:
@@ -162,6 +167,11 @@ def _student(config: DistillConfig, name: str, student: StudentConfig) -> Iterat
             f"students.{name}.kind = {student.kind}: reads latents, and sampling.store = pixels keeps none; "
             "use sampling.store=latents"
         )
+    if isinstance(student, LatentStudentConfig) and student.reader is not None:
+        try:
+            load_reward_card(student.reader)
+        except ConfigError as error:
+            yield f"students.{name}.reader = {student.reader!r}: {error}"
 
 
 def _folder(config: DistillConfig) -> list[str]:

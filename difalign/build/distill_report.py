@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from difalign.build.distill_students import STUDENT_KINDS
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from difalign.build.distill import Workbench
+    from difalign.core.config_distill import StudentConfig
+    from difalign.core.protocols import RewardModel
     from difalign.report.agreement_page import AgreementRow
     from difalign.train.distill_evaluation import Judge
     from difalign.train.estimate_store import EstimateStore
@@ -93,13 +96,17 @@ def _students(work: Workbench, store: EstimateStore) -> list[Judge]:
         judges.append(
             Judge(
                 name=f"students {name}, {' + '.join(student.sources)}",
-                reward=partial(kind.load, folder, work.teacher),
+                reward=partial(_load, work, student, folder),
                 estimates=table.media if kind.decoded else partial(table.latents, sources=student.sources),
                 sigmas=bank.curriculum,
                 identity=f"{weights} {work.teacher_mark} {store.mark}",
             )
         )
     return judges
+
+
+def _load(work: Workbench, student: StudentConfig, folder: Path) -> RewardModel:
+    return STUDENT_KINDS[student.kind].load(folder, work.teacher, work.reader(student))
 
 
 def _facts(work: Workbench, store: EstimateStore) -> dict[str, object]:

@@ -86,7 +86,7 @@ class DistillSamplingConfig(Section):
         return self
 
 
-class StudentConfig(Section):
+class FullStudentConfig(Section):
     """One bank of students: copies of the teacher's network, one a level, all of whose weights are trained."""
 
     kind: Literal["full"] = "full"  # TTSnap
@@ -105,6 +105,40 @@ class StudentConfig(Section):
     ranking_weight: NonNegative = 0.0  # TTSnap: an option that is off
     temperature: Positive = 0.5  # TTSnap
     cache: bool = False  # own: keep decoded estimates of a level in memory, 8 bits; for more than one epoch
+
+
+class LatentStudentConfig(Section):
+    """One student of latents, told the noise: all levels at once, nothing is decoded. All defaults are our own."""
+
+    kind: Literal["latent"]
+    sources: Sources = ("guided",)  # of what is stored, stacked along the channels
+    sigmas: Annotated[tuple[Sigma, ...], Field(strict=False, min_length=1)] | None = None  # null = all that are stored
+    reader: FileName | None = None  # the card of what makes vectors of prompts; null = the teacher
+    patch: Count = 2
+    hidden: Count = 128
+    depth: Count = 4
+    heads: Count = 4
+    learning_rate: Positive = 1e-3
+    rate: Literal["linear", "cosine"] = "cosine"
+    last_rate_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    warmup: Annotated[int, Field(ge=0)] = 100  # steps
+    epochs: Count = 20  # in each of which every walk is seen once, at one level
+    batch_size: Count = 256
+    max_grad_norm: Positive = 1.0
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.05
+    average: Decay = 0.0  # of a moving average of the weights; 0 = none
+    half: bool = False  # bfloat16 in forward and backward
+    whole_range: bool = False  # answer every noise between the first and the last level
+    checkpoint_every: Count = 200  # steps
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    error_weight: NonNegative = 1.0
+    ranking_weight: NonNegative = 0.0
+    temperature: Positive = 0.5
+
+
+StudentConfig = FullStudentConfig | LatentStudentConfig
 
 
 class DistillEvaluationConfig(Section):
@@ -126,8 +160,8 @@ class DistillConfig(Section):
     teacher: TeacherConfig = TeacherConfig()
     prompts: DistillPromptsConfig
     sampling: DistillSamplingConfig
-    students: Annotated[dict[PlainName, StudentConfig], Field(min_length=1)] = Field(
-        default_factory=lambda: {"full": StudentConfig()}
+    students: Annotated[dict[PlainName, Annotated[StudentConfig, Field(discriminator="kind")]], Field(min_length=1)] = (
+        Field(default_factory=lambda: {"full": FullStudentConfig()})
     )
     evaluation: DistillEvaluationConfig = DistillEvaluationConfig()
     wait_seconds: Positive = 86400.0  # own: the longest that processes wait for one another; their shares are uneven

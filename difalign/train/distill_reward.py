@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,20 +25,8 @@ from torch import Tensor, nn
 from difalign.core.errors import ConfigError
 from difalign.core.protocols import NetworkReward, RewardModel
 from difalign.core.rng import generator
-<<<<<<< HEAD
 from difalign.core.student_bank import BankLevel, StudentBank, file_sha256, read_bank, weights_sha256, write_bank
-=======
-from difalign.core.student_bank import (
-    BANK_FILE,
-    BankLevel,
-    StudentBank,
-    file_sha256,
-    read_bank,
-    weights_sha256,
-    write_bank,
-)
-from difalign.core.types import Source
->>>>>>> distil
+from difalign.core.types import Reading, Source
 from difalign.objective.distillation import DistillationLoss, check_curriculum, decayed_rate
 from difalign.objective.ranking import Agreement, agreement
 from difalign.train.bank_folder import open_bank
@@ -189,8 +177,9 @@ def distill(
             steps=len(losses),
             first_loss=losses[0],
             last_loss=losses[-1],
+            reading=Reading((source,)),
         )
-        bank = StudentBank(bank.teacher, bank.teacher_sha256, bank.curriculum, (*bank.levels, done), bank.recipe)
+        bank = replace(bank, levels=(*bank.levels, done))
         write_bank(folder, bank)
         if team is not None:
             team.barrier()

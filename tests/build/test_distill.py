@@ -18,6 +18,7 @@ from difalign.build.distill_inputs import STAGES, prepare_distill
 from difalign.core.config_distill import DistillConfig, load_distill_config
 from difalign.core.errors import ConfigError
 from difalign.core.student_bank import read_bank
+from difalign.core.types import Reading
 from difalign.embedded.scenes import is_held_out, parse_caption
 from difalign.train.estimate_store import EstimateStore
 from difalign.train.progress import progress_view
@@ -153,6 +154,24 @@ def test_each_student_is_taught_what_it_reads(done: Path):
     assert guided.levels[0].first_loss != conditional.levels[0].first_loss
 
 
+def test_a_latent_student_is_taught_by_a_reward_without_weights(tmp_path: Path):
+    latent = "{kind: latent, sources: [guided, conditional], reader: tiny-clip, hidden: 16, depth: 1, epochs: 2}"
+    config = small(tmp_path, "teacher.reward=verifier", f"students.latents={latent}", "evaluation.pictures=0")
+    alone = config.model_copy(update={"students": {"latents": config.students["latents"]}})
+    run_distill(prepare_distill(alone), STAGES)
+    bank = read_bank(tmp_path / "students" / "latents")
+    assert (bank.kind, bank.teacher_sha256) == ("latent", None)
+    assert bank.levels[0].reading == Reading(("guided", "conditional"), decoded=False)
+    judges = {row["judge"] for row in json.loads((tmp_path / "evaluation.json").read_text())["rows"]}
+    assert "students latents, guided + conditional" in judges
+
+
+def test_a_bank_says_what_each_level_is_handed(done: Path):
+    assert [level.reading for level in read_bank(done / "students/conditional").levels] == [
+        Reading(("conditional",))
+    ] * 2
+
+
 def test_half_precision_does_not_teach(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"computes in torch\.float16.*use teacher\.options\.dtype=float32"):
         run_distill(prepare_distill(small(tmp_path, "teacher.options={dtype: float16}")), ("generate", "label"))
@@ -196,6 +215,11 @@ def test_a_teacher_that_is_no_network_cannot_be_copied(tmp_path: Path):
         (["prompts.heldout=nowhere.txt"], "nowhere.txt: no such file"),
         (["prompts.heldout=samples/prompts/objects_heldout.jsonl"], "cannot score 'a photo of a"),
         (["prompts.scenes=null", "prompts.train=samples/prompts/tiny_heldout.jsonl"], "3 prompts are in prompts.train"),
+        (["students.new={kind: latent, reader: nobody}"], r"students\.new\.reader = 'nobody'"),
+        (
+            ["students.new={kind: latent}", "sampling.store=pixels"],
+            "reads latents, and sampling.store = pixels keeps none",
+        ),
         (["sampling.height=35"], r"sampling\.height = 35.*multiples of"),
     ],
 )
