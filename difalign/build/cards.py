@@ -116,6 +116,7 @@ class RewardCard(Card):
 
     on_device: bool = False  # the target takes ``device`` as well
     teacher: str | None = None  # the name or path of another reward's card, which the target takes as ``teacher``
+    reader: str | None = None  # likewise, taken as ``reader``: what makes vectors of prompts for it
     file: str | None = None  # of the folder or repository, if the weights are a single checkpoint
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of that file
     differentiable: bool = False  # whether a gradient reaches the pixels

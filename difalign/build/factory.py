@@ -88,7 +88,7 @@ def build_reward(
         home = device if config.device is None else config.device
         same = repr((found[name].file, sorted(config.options.items()), str(home), config.offload))
         if same not in made:
-            made[same] = _build_one(found[name], config, home)
+            made[same] = build_scorer(found[name], config, home)
         terms[name] = _term(made[same], found[name].card, config, home)
     return CompositeReward(terms)
 
@@ -114,7 +114,12 @@ def _term(reward: RewardModel, card: RewardCard, config: RewardConfig, home: str
     )
 
 
-def _build_one(found: Found[RewardCard], config: RewardConfig, device: str | torch.device) -> RewardModel:
+def build_scorer(found: Found[RewardCard], config: RewardConfig, device: str | torch.device) -> RewardModel:
+    """One reward by its card, with the options of ``config``: its raw scores.
+
+    Raises:
+        ConfigError: if the target cannot be imported or refuses its options.
+    """
     from difalign.reward_models.function import FunctionReward, scores_media
 
     card, weights = found.card, found.weights()
@@ -122,8 +127,10 @@ def _build_one(found: Found[RewardCard], config: RewardConfig, device: str | tor
     options: dict[str, Any] = dict(reward_options(card, config))
     if card.on_device:
         options["device"] = device
-    if card.teacher is not None:
-        options["teacher"] = _build_one(load_reward_card(card.teacher), RewardConfig(), device)
+    others = {"teacher": card.teacher, "reader": card.reader}
+    for role, other in others.items():
+        if other is not None:
+            options[role] = build_scorer(load_reward_card(other), RewardConfig(), device)
     if scores_media(make):
         assert callable(make)
         check_options(card.target, make, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from difalign.cli import cards, config
+from difalign.cli.distill import distill
 from difalign.cli.doctor import doctor
 from difalign.cli.plan import plan
 from difalign.cli.score import score
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.command(context_settings=SETTINGS_CONTEXT)(train)
 app.command(context_settings=SETTINGS_CONTEXT)(plan)
+app.command(context_settings=SETTINGS_CONTEXT)(distill)
 app.command()(score)
 app.command()(status)
 app.command()(doctor)

@@ -196,6 +196,15 @@ class ReadsEstimates(RewardModel, Protocol):
 
 
 @runtime_checkable
+class ReadsTexts(Protocol):
+    """What makes vectors of prompts; its weights do not change."""
+
+    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
+        """One vector a prompt, [N, D] float32."""
+        ...
+
+
+@runtime_checkable
 class Movable(Protocol):
     """A reward whose weights can wait elsewhere while they are not needed."""
 

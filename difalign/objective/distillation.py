@@ -7,9 +7,10 @@ the same trajectory's finished sample, one level after the other from the cleane
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -97,6 +98,24 @@ def decayed_rate(step: int, *, steps: int, first: float, last_share: float) -> f
     assert 0 <= step < steps, (step, steps)
     done = step / (steps - 1) if steps > 1 else 0.0
     return first * (1 - (1 - last_share) * done)
+
+
+def cosine_rate(step: int, *, steps: int, first: float, last_share: float) -> float:
+    """As ``decayed_rate``, along half a period of the cosine (SGDR: arXiv 1608.03983, equation 5)."""
+    assert 0 <= step < steps, (step, steps)
+    done = step / (steps - 1) if steps > 1 else 0.0
+    return first * (last_share + (1 - last_share) * (1 + math.cos(math.pi * done)) / 2)
+
+
+class Rate(Protocol):
+    """The learning rate of a step."""
+
+    def __call__(self, step: int, *, steps: int, first: float, last_share: float) -> float:
+        """See ``decayed_rate``."""
+        ...
+
+
+RATES: Mapping[str, Rate] = {"linear": decayed_rate, "cosine": cosine_rate}
 
 
 def _list(levels: Sequence[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -47,6 +48,12 @@ def check_micro_batch(size: int) -> int:
     if size < 1:
         raise ValueError(f"micro_batch = {size}: must be at least 1")
     return size
+
+
+def shared_copy(network: nn.Module) -> nn.Module:
+    """A network of its own over the same tensors: giving it other ones leaves the first as it is."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 def in_micro_batches(compute: Callable[[Tensor], Tensor], media: Tensor, size: int) -> Tensor:

@@ -7,19 +7,19 @@ different levels come from different networks: compare them within a level only,
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from difalign.core.protocols import Movable, NetworkReward, RewardModel
-from difalign.core.student_bank import BankLevel, file_sha256, read_bank, weights_sha256
-from difalign.core.types import Metadata, RewardOutput
-from difalign.reward_models.checkpoints import read_state_dict
+from difalign.core.protocols import Movable, ReadsEstimates, RewardModel
+from difalign.core.student_bank import read_bank
+from difalign.core.types import Metadata, Reading, RewardOutput
+from difalign.reward_models.student_loading import check_taught_by, load_students
 
 FINISHED = 0.0  # the level of the teacher
 SAME_LEVEL = 1e-4  # grids are computed in float32; two of their levels that are used apart differ by far more
@@ -34,6 +34,15 @@ FALLBACKS: Mapping[str, Choice] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class StudentSpan:
+    """A student that was taught a range of noise."""
+
+    low: float  # sigma
+    high: float
+    student: RewardModel
+
+
 @final
 class NoiseAwareReward:
     """One scorer a level of noise, found by sigma and never by a step's index.
@@ -44,6 +53,8 @@ class NoiseAwareReward:
     Args:
         teacher: scores what is finished.
         students: by the sigma of the estimates that they read, above 0.
+        readings: what is read at some of these levels; elsewhere what the student says, or decoded, guided estimates.
+        span: a student that answers every sigma of a range, at no level's sigma.
         fallback: what becomes of a level without a student, a key of ``FALLBACKS``.
         name: of the reward.
 
@@ -56,6 +67,8 @@ class NoiseAwareReward:
         teacher: RewardModel,
         students: Mapping[float, RewardModel],
         *,
+        readings: Mapping[float, Reading] | None = None,
+        span: StudentSpan | None = None,
         fallback: str = "error",
         name: str = "noise-aware",
     ) -> None:
@@ -64,6 +77,8 @@ class NoiseAwareReward:
         self.name = name
         self.teacher = teacher
         self._scorers = {FINISHED: teacher, **{_level(sigma): students[sigma] for sigma in sorted(students)}}
+        self._readings = {_level(sigma): reading for sigma, reading in (readings or {}).items()}
+        self._span = span
         self._instead = FALLBACKS[fallback]
         ordered = [FINISHED, *self.levels]
         for cleaner, noisier in zip(ordered, self.levels, strict=False):
@@ -79,6 +94,7 @@ class NoiseAwareReward:
         source: str | Path,
         *,
         teacher: RewardModel,
+        reader: object | None = None,
         fallback: str = "error",
         name: str = "noise-aware",
     ) -> Self:
@@ -87,6 +103,7 @@ class NoiseAwareReward:
         Args:
             source: the folder with ``bank.json``.
             teacher: what the students were taught by, with the same weights in the same precision.
+            reader: what made the vectors of prompts for students of latents (``ReadsTexts``); None = the teacher.
             fallback: what becomes of a level without a student, a key of ``FALLBACKS``.
             name: of the reward.
 
@@ -95,15 +112,11 @@ class NoiseAwareReward:
         """
         folder = Path(source)
         bank = read_bank(folder)
-        if not isinstance(teacher, NetworkReward):
-            raise ValueError(f"teacher {teacher.name!r} has no `model` and `with_model`, so it has no students")
-        if weights_sha256(teacher.model.state_dict()) != bank.teacher_sha256:
-            raise ValueError(
-                f"{folder}: its students were taught by {bank.teacher!r} with other weights or in another precision "
-                f"than {teacher.name!r} has here; load that teacher as it was"
-            )
-        students = {level.sigma: _student(teacher, folder, level) for level in bank.levels}
-        return cls(teacher, students, fallback=fallback, name=name)
+        check_taught_by(bank, teacher, folder)
+        students = load_students(bank, folder, teacher=teacher, reader=reader)
+        readings = {level.sigma: level.reading for level in bank.levels}
+        span = None if bank.span is None or not students else StudentSpan(*bank.span, next(iter(students.values())))
+        return cls(teacher, students, readings=readings, span=span, fallback=fallback, name=name)
 
     @property
     def differentiable(self) -> bool:
@@ -122,7 +135,7 @@ class NoiseAwareReward:
                 scorer.to(device)
 
     def level_of(self, sigma: float | None) -> float:
-        """The level whose scorer answers for this sigma; 0 is the teacher.
+        """The level whose scorer answers for this sigma; 0 is the teacher, and every sigma of a span is its own level.
 
         Raises:
             ValueError: if there is none, naming those that there are.
@@ -134,14 +147,28 @@ class NoiseAwareReward:
         nearest = min(levels, key=lambda level: abs(level - wanted))
         if abs(nearest - wanted) <= SAME_LEVEL:
             return nearest
+        if self._span is not None and self._span.low <= wanted <= self._span.high:
+            return wanted
         instead = self._instead(wanted, levels)
         if instead is None:
             known = ", ".join(f"{level:.4g}" for level in self.levels) or "none"
             raise ValueError(
-                f"sigma = {wanted:.4g}: {self.name!r} has no student for that noise, only for {known}; score at one of "
-                "these, train that level, or ask for fallback = nearest or teacher"
+                f"sigma = {wanted:.4g}: {self.name!r} has no student for that noise, only for {known}"
+                f"{self._between()}; score at one of these, train that level, or ask for fallback = nearest or teacher"
             )
         return instead
+
+    def reading(self, sigma: float) -> Reading:
+        """What ``score(..., sigma=sigma)`` is to be handed.
+
+        Raises:
+            ValueError: if nobody answers at that noise.
+        """
+        level = self.level_of(sigma)
+        scorer = self._scorer(level)
+        if level in self._readings:
+            return self._readings[level]
+        return scorer.reading(level) if isinstance(scorer, ReadsEstimates) else Reading()
 
     def score(
         self,
@@ -151,35 +178,23 @@ class NoiseAwareReward:
         metadata: Metadata | None = None,
         sigma: float | None = None,
     ) -> RewardOutput:
-        """Score estimates at noise ``sigma``, or finished samples, in [0, 1], against one prompt each.
+        """Score what ``reading`` says of estimates at noise ``sigma``, or finished samples in [0, 1], a prompt each.
 
         Raises:
             ValueError: if there is no student for that noise, or what the scorer raises.
         """
-        scorer = self._scorers[self.level_of(sigma)]
-        return scorer.score(media, prompts, metadata=metadata, sigma=sigma)
+        level = self.level_of(sigma)
+        told = sigma if level == FINISHED else level  # a student is told what it was taught, whatever the rounding
+        return self._scorer(level).score(media, prompts, metadata=metadata, sigma=told)
 
+    def _scorer(self, level: float) -> RewardModel:
+        if level in self._scorers:
+            return self._scorers[level]
+        assert self._span is not None, level
+        return self._span.student
 
-def shared_copy(network: nn.Module) -> nn.Module:
-    """A network of its own over the same tensors: giving it other ones leaves the first as it is."""
-    tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
-
-
-def _student(teacher: NetworkReward, folder: Path, level: BankLevel) -> RewardModel:
-    path = folder / level.file
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file, though {folder} lists it; fetch the bank again")
-    if file_sha256(path) != level.sha256:
-        raise ValueError(f"{path}: its SHA-256 is not the one that the bank lists; it was damaged: fetch it again")
-    network = shared_copy(teacher.model)
-    own, changed = network.state_dict(), read_state_dict(path)
-    wrong = [key for key in sorted(changed) if key not in own or own[key].shape != changed[key].shape]
-    if wrong:
-        raise ValueError(f"{path}: {', '.join(wrong[:6])}: unknown to {teacher.name!r} or of another shape")
-    fitting = {key: tensor.to(own[key]) for key, tensor in changed.items()}
-    network.load_state_dict(fitting, strict=False, assign=True)
-    return teacher.with_model(network)
+    def _between(self) -> str:
+        return "" if self._span is None else f", and from {self._span.low:.4g} to {self._span.high:.4g}"
 
 
 def _level(sigma: float) -> float:

@@ -73,6 +73,17 @@ def eight_bit(pixels: Tensor) -> Tensor:
     return (pixels.detach().float() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def shorter_side(pixels: Tensor, side: int | None) -> Tensor:
+    """Pictures [N, 3, H, W] in [0, 1] of 8 bits, their shorter side resized by Pillow's bicubic filter; uint8, CPU.
+
+    At the size that a scorer resizes to in that way, it scores them as it does the pictures themselves. None leaves the
+    size as it is.
+    """
+    rounded = eight_bit(pixels).cpu()
+    target = ImageInput(side, None, (), ())._target(*rounded.shape[-2:])
+    return rounded if target == tuple(rounded.shape[-2:]) else _resize_by_pillow(rounded, target)
+
+
 def transformers_crop_start(surplus: int) -> int:
     """Where image processors of transformers begin to crop: an odd pixel too many is cut off at the end."""
     return surplus // 2

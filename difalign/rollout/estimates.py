@@ -6,15 +6,15 @@ function of its prompt and seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from difalign.core.protocols import Condition, Pipeline
-from difalign.core.types import NoiseGrid
-from difalign.rollout.engine import predict_rows
+from difalign.core.types import NoiseGrid, Source
+from difalign.rollout.branches import branch_rows, estimates
 
 _SAME_LEVEL = 1e-4  # a sigma that is written down is rounded
 
@@ -24,7 +24,7 @@ class WalkEstimates:
     """N walks to the end, seen at some levels."""
 
     sigmas: tuple[float, ...]  # L, of the grid, from noisy to clean
-    clean: Tensor  # [L, N, *latent] the network's estimates of x0
+    clean: Mapping[Source, Tensor]  # [L, N, *latent] what each source shows: an estimate of x0, or the state itself
     final: Tensor  # [N, *latent]
     forwards: int  # rows the network was evaluated on
 
@@ -57,12 +57,14 @@ def walk_estimates(
     seeds: Sequence[int],
     num_steps: int,
     sigmas: Sequence[float],
+    sources: tuple[Source, ...] = ("guided",),
     micro_batch: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> WalkEstimates:
-    """Walk from every seed to the end without noise on the way, and keep the estimates of x0 at some levels.
+    """Walk from every seed to the end without noise on the way, and keep what some levels show of where it goes.
 
-    An estimate at level i has cost i + 1 evaluations of its row: the one at that level is what it is read from.
+    An estimate at level i has cost i + 1 evaluations of its row: the one at that level is what it is read from. The
+    conditional branch is part of a guided evaluation, so that its estimate costs nothing more.
 
     Args:
         pipeline: the model, its guidance as it is.
@@ -71,16 +73,20 @@ def walk_estimates(
         seeds: N seeds of the initial latents, as ``rollout`` takes them.
         num_steps: of the grid.
         sigmas: the levels, by where steps of the grid start; see ``find_steps``.
+        sources: what is kept of each level: x0 by the guided prediction, by the conditional branch, or the state.
         micro_batch: the most rows in one forward.
         progress: called with (rows evaluated, rows in all) after every forward.
 
     Raises:
-        ValueError: if a level is not of the grid, or the seeds and prompts do not match.
+        ValueError: if a level is not of the grid, the seeds and prompts do not match, no source is named, or the
+            pipeline does not show the one that is.
     """
     if not seeds or prompt_index.shape != (len(seeds),):
         raise ValueError(f"{len(seeds)} seeds, prompts of shape {tuple(prompt_index.shape)}: give one of each a walk")
     if micro_batch < 1:
         raise ValueError(f"micro_batch = {micro_batch}: must be at least 1")
+    if not sources or len(set(sources)) != len(sources):
+        raise ValueError(f"sources = {list(sources)}: name at least one, and each once")
     grid = pipeline.grid(num_steps)
     steps = find_steps(grid, sigmas)
     total, done = len(seeds) * num_steps, 0
@@ -89,17 +95,20 @@ def walk_estimates(
     for low in range(0, len(seeds), micro_batch):
         own = slice(low, low + micro_batch)
         start = pipeline.initial_latents([torch.Generator().manual_seed(seed) for seed in seeds[own]])
-        x, kept = start.to(pipeline.device), []
+        x, kept, rows = start.to(pipeline.device), [], condition.rows(prompt_index[own])
         for i in range(num_steps):
             step = torch.full((x.shape[0],), i, device=x.device)
-            prediction = predict_rows(pipeline, grid, x, step, condition.rows(prompt_index[own]))
+            shown = branch_rows(pipeline, grid, x, step, rows, conditional="conditional" in sources and i in steps)
             if i in steps:
-                kept.append(pipeline.process.clean_estimate(x, prediction, grid, step))
-            x = pipeline.process.transition(x, prediction, grid, step, torch.zeros(x.shape[0], device=x.device)).mean
+                read = [estimates(pipeline.process, x, shown, grid, step, (source,)) for source in sources]
+                kept.append(torch.stack(read))
+            still = torch.zeros(x.shape[0], device=x.device)
+            x = pipeline.process.transition(x, shown.guided, grid, step, still).mean
             done += x.shape[0]
             if progress is not None:
                 progress(done, total)
-        seen.append(torch.stack(kept))
+        seen.append(torch.stack(kept, dim=1))
         finals.append(x)
     named = tuple(float(grid.sigma[step]) for step in steps)
-    return WalkEstimates(named, torch.cat(seen, dim=1), torch.cat(finals), forwards=done)
+    clean = torch.cat(seen, dim=2)  # [sources, L, N, *latent]
+    return WalkEstimates(named, dict(zip(sources, clean, strict=True)), torch.cat(finals), forwards=done)

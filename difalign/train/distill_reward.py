@@ -5,8 +5,9 @@ the cleanest level, each further one from the student of the level before; the o
 every level, and the network after a level is that level's scorer. The target is at all levels the same number: the
 teacher's raw score of the trajectory's finished sample.
 
-One process trains. A level depends on the weights it starts from, on the data and on (seed, level) only, so that
-training which was cut short goes on at the last finished level and ends bit for bit as it would have.
+A level depends on the weights it starts from, on the data and on (seed, level) only, so that training which was cut
+short goes on at the last finished level and ends bit for bit as it would have. Several processes split each batch and
+take the steps of one, to rounding; the first writes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,17 +25,13 @@ from torch import Tensor, nn
 from difalign.core.errors import ConfigError
 from difalign.core.protocols import NetworkReward, RewardModel
 from difalign.core.rng import generator
-from difalign.core.student_bank import (
-    BANK_FILE,
-    BankLevel,
-    StudentBank,
-    file_sha256,
-    read_bank,
-    weights_sha256,
-    write_bank,
-)
+from difalign.core.student_bank import BankLevel, StudentBank, file_sha256, read_bank, weights_sha256, write_bank
+from difalign.core.types import Reading, Source
 from difalign.objective.distillation import DistillationLoss, check_curriculum, decayed_rate
 from difalign.objective.ranking import Agreement, agreement
+from difalign.train.bank_folder import open_bank
+from difalign.train.shared_batches import backward_together, score_together
+from difalign.train.team import Team
 
 
 class EstimateTable(Protocol):
@@ -135,6 +132,8 @@ def distill(
     folder: Path,
     resume: bool = False,
     progress: Progress | None = None,
+    team: Team | None = None,
+    source: Source = "guided",
 ) -> StudentBank:
     """Train a student a level and write each, once it is done, into the bank in ``folder``.
 
@@ -147,6 +146,8 @@ def distill(
         folder: becomes a bank; a level is in it whole or not at all.
         resume: go on after the levels that are there; a bank with all of them is left as it is.
         progress: called after every step.
+        team: the processes that train together; None = this one alone.
+        source: whose estimates the table shows; stands in the bank.
 
     Raises:
         ConfigError: if the folder holds a bank and ``resume`` is not asked for, or one of other settings or teacher.
@@ -155,13 +156,19 @@ def distill(
     """
     _check_table(table)
     base = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
-    empty = StudentBank(teacher.name, weights_sha256(base), settings.curriculum, recipe=settings.recipe())
-    bank = _opened(folder, empty, resume=resume)
+    empty = StudentBank(
+        teacher.name, weights_sha256(base), settings.curriculum, recipe=settings.recipe() | {"source": source}
+    )
+    bank = open_bank(folder, empty, resume=resume)
     student = teacher.with_model(copy.deepcopy(teacher.model))
     _carry(student.model, base, folder, bank)
     for level in range(len(bank.levels), len(settings.curriculum)):
-        losses = _train_level(student, table, settings, level, progress)
+        losses = _train_level(student, table, settings, level=level, progress=progress, team=team)
         student.model.requires_grad_(False)
+        if team is not None and not team.is_main:
+            team.barrier()
+            bank = read_bank(folder)
+            continue
         file = _write_changed(student.model, base, folder, settings.curriculum[level])
         done = BankLevel(
             sigma=settings.curriculum[level],
@@ -170,9 +177,12 @@ def distill(
             steps=len(losses),
             first_loss=losses[0],
             last_loss=losses[-1],
+            reading=Reading((source,)),
         )
-        bank = StudentBank(bank.teacher, bank.teacher_sha256, bank.curriculum, (*bank.levels, done), bank.recipe)
+        bank = replace(bank, levels=(*bank.levels, done))
         write_bank(folder, bank)
+        if team is not None:
+            team.barrier()
     return bank
 
 
@@ -225,7 +235,13 @@ def batches(belong: Tensor, *, size: int, together: bool, key: tuple[int, ...]) 
 
 
 def _train_level(
-    student: NetworkReward, table: EstimateTable, settings: DistillationSettings, level: int, progress: Progress | None
+    student: NetworkReward,
+    table: EstimateTable,
+    settings: DistillationSettings,
+    *,
+    level: int,
+    progress: Progress | None,
+    team: Team | None,
 ) -> list[float]:
     """Fit the student to one level with an optimiser of its own; the loss of every step."""
     sigma, belong = settings.curriculum[level], prompt_numbers(table.prompts)
@@ -243,13 +259,17 @@ def _train_level(
         for epoch in range(settings.epochs)
         for rows in batches(belong, size=settings.batch_size, together=together, key=(settings.seed, level, epoch))
     ]
+
+    def score(rows: Tensor) -> Tensor:
+        asked = [table.prompts[int(row)] for row in rows]
+        return student.score(table.media(sigma, rows), asked, sigma=sigma).scores
+
     losses: list[float] = []
     for step, rows in enumerate(plan):
         rate = decayed_rate(step, steps=len(plan), first=settings.learning_rate, last_share=settings.last_rate_share)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        asked = [table.prompts[int(row)] for row in rows]
-        scores = student.score(table.media(sigma, rows), asked, sigma=sigma).scores
+        scores = score_together(score, rows, team)
         loss = settings.loss(scores, table.target[rows].to(scores), belong[rows].to(scores.device))
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
@@ -258,7 +278,7 @@ def _train_level(
                 "look for estimates that are not finite"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        backward_together(loss, parameters, team)
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         optimizer.step()
         if progress is not None:
@@ -273,24 +293,6 @@ def _check_table(table: EstimateTable) -> None:
     wrong = (~table.target.isfinite()).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(f"the teacher's scores of rows {wrong[:6]} are not finite: leave these trajectories out")
-
-
-def _opened(folder: Path, wanted: StudentBank, *, resume: bool) -> StudentBank:
-    """The bank to go on with: the one that is there, if it may be, or the empty one."""
-    if not (folder / BANK_FILE).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        return wanted
-    if not resume:
-        raise ConfigError(f"{folder}: already holds a bank; give another folder, or resume it")
-    found = read_bank(folder)
-    if found.teacher_sha256 != wanted.teacher_sha256:
-        raise ConfigError(f"{folder}: its students were taught by {found.teacher!r} with other weights; begin anew")
-    differing = [name for name, value in wanted.recipe.items() if found.recipe.get(name) != value]
-    if found.curriculum != wanted.curriculum:
-        differing.insert(0, "curriculum")
-    if differing:
-        raise ConfigError(f"{folder}: was begun with another {', '.join(differing)}; begin anew in another folder")
-    return found
 
 
 def _carry(network: nn.Module, base: Mapping[str, Tensor], folder: Path, bank: StudentBank) -> None:

@@ -41,12 +41,20 @@ class ProgressView(Protocol):
         ...
 
 
-def progress_view(*, is_main: bool) -> ProgressView:
-    """The view that fits: bars if standard error is a terminal, lines if not, nothing off the main process."""
+def progress_view(*, is_main: bool, unit: str = "rollout", phases: bool = False) -> ProgressView:
+    """The view that fits: bars if standard error is a terminal, lines if not, nothing off the main process.
+
+    Args:
+        is_main: whether this process speaks.
+        unit: what the outer bar counts, one of them.
+        phases: whether phases make lines as well, for runs whose outer bar seldom moves.
+    """
     console = Console(stderr=True)
     if not is_main:
         return _Silent()
-    return _Bars(console) if console.is_terminal else _Lines(Console(stderr=True, width=_FILE_WIDTH))
+    if console.is_terminal:
+        return _Bars(console, unit)
+    return _Lines(Console(stderr=True, width=_FILE_WIDTH), unit, phases=phases)
 
 
 @final
@@ -74,8 +82,10 @@ class _Silent:
 
 @final
 class _Lines:
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, unit: str, *, phases: bool) -> None:
         self._console = console
+        self._unit = unit
+        self._phases = phases
         self._last = -_LINE_SECONDS
 
     def __enter__(self) -> Self:
@@ -90,10 +100,13 @@ class _Lines:
         now = time.monotonic()
         if now - self._last >= _LINE_SECONDS or done == total:
             self._last = now
-            _print_as_it_is(self._console, f"rollout {done}/{total}  {text}")
+            _print_as_it_is(self._console, f"{self._unit} {done}/{total}  {text}")
 
     def phase(self, name: str, done: int, total: int) -> None:
-        return None
+        now = time.monotonic()
+        if self._phases and now - self._last >= _LINE_SECONDS:
+            self._last = now
+            _print_as_it_is(self._console, f"{name} {done}/{total}")
 
     def note(self, text: str) -> None:
         _print_as_it_is(self._console, text)
@@ -104,7 +117,7 @@ class _Lines:
 
 @final
 class _Bars:
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, unit: str) -> None:
         columns = (
             TextColumn("{task.description:<10}"),
             BarColumn(),
@@ -114,7 +127,7 @@ class _Bars:
             TextColumn("{task.fields[text]}", markup=False),
         )
         self._progress = Progress(*columns, console=console)
-        self._run = self._progress.add_task("rollouts", total=None, text="")
+        self._run = self._progress.add_task(f"{unit}s", total=None, text="")
         self._phase = self._progress.add_task("", total=None, text="")
 
     def __enter__(self) -> Self:

@@ -23,6 +23,7 @@ PURE_PACKAGES = {
 }
 # The part of the core that reads configuration may know how.
 CONFIG_MODULES = {
+    "config_distill",
     "config_fields",
     "config_plans",
     "config_rewards",

@@ -25,7 +25,8 @@ from difalign.core.student_bank import (
     write_bank,
 )
 from difalign.reward_models.clip import ClipReward
-from difalign.reward_models.noise_aware import SAME_LEVEL, NoiseAwareReward, shared_copy
+from difalign.reward_models.networks import shared_copy
+from difalign.reward_models.noise_aware import SAME_LEVEL, NoiseAwareReward
 from difalign.reward_models.preprocessing import ImageInput
 from tests.reward_models.pictures import eight_bit_pictures
 from tests.teachers import LinearReward, linear_reward
@@ -240,8 +241,8 @@ def test_descriptions_round_trip_and_say_their_format(tmp_path: Path):
     assert read_bank(tmp_path) == bank
     assert not bank.complete
     content = json.loads((tmp_path / BANK_FILE).read_text())
-    (tmp_path / BANK_FILE).write_text(json.dumps({**content, "format": 2}))
-    with pytest.raises(ValueError, match="says format 2"):
+    (tmp_path / BANK_FILE).write_text(json.dumps({**content, "format": 3}))
+    with pytest.raises(ValueError, match="says format 3"):
         read_bank(tmp_path)
     with pytest.raises(ValueError, match="not the first of the curriculum"):
         StudentBank("clip", "1" * 64, (0.5,), (level,))

@@ -18,6 +18,7 @@ from difalign.reward_models.preprocessing import (
     PaddedInput,
     eight_bit,
     preprocess,
+    shorter_side,
     torchvision_crop_start,
     transformers_crop_start,
 )
@@ -196,3 +197,15 @@ def test_pictures_that_cannot_be_shown_are_refused(mode: str):
         preprocess(torch.zeros(1, 3, 24, 24), wanted, mode=mode)
     with pytest.raises(ValueError, match="images of 100x1 pixels are too narrow"):
         preprocess(torch.zeros(1, 3, 1, 100), PaddedInput(24), mode=mode)
+
+
+@pytest.mark.parametrize(("height", "width"), [(37, 53), (64, 20), (24, 24)])
+def test_a_stored_shorter_side_is_all_that_a_scorer_sees(height: int, width: int):
+    """Pictures kept at the size that the scorer resizes to are scored as the pictures themselves, to the last bit."""
+    pictures = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    wanted = ImageInput(24, (24, 24), CLIP_MEAN, CLIP_STD)
+    stored = shorter_side(pictures, 24)
+    assert stored.dtype == torch.uint8
+    assert min(stored.shape[-2:]) == 24
+    assert torch.equal(wanted.exact(stored.float() / 255), wanted.exact(pictures))
+    assert shorter_side(pictures, None).shape == pictures.shape

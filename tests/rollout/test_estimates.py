@@ -36,10 +36,46 @@ def test_estimates_and_samples_of_sd3_are_those_of_its_process(sd3: SD3Pipeline)
             estimates.append(sd3.process.clean_estimate(x, v, grid, i))
             x = sd3.process.transition(x, v, grid, i, 0.0).mean
     assert found.sigmas == tuple(sigmas)
-    assert torch.equal(found.clean, torch.stack([estimates[1], estimates[3]]))
+    assert torch.equal(found.clean["guided"], torch.stack([estimates[1], estimates[3]]))
     assert torch.equal(found.final, x)
-    assert torch.allclose(found.clean[1], found.final, atol=1e-5)  # the last step ends at its estimate
-    assert not torch.allclose(found.clean[0], found.final, atol=1e-2)
+    assert torch.allclose(found.clean["guided"][1], found.final, atol=1e-5)  # the last step ends at its estimate
+    assert not torch.allclose(found.clean["guided"][0], found.final, atol=1e-2)
+
+
+def test_each_source_shows_its_own(sd3: SD3Pipeline):
+    """The conditional branch is what the network predicts at guidance 1; the walk goes on by the guided prediction."""
+    condition, grid = sd3.encode(PROMPTS[:1]), sd3.grid(STEPS)
+    common = {"condition": condition, "prompt_index": torch.zeros(2, dtype=torch.int64), "seeds": SEEDS[:2]}
+    levels = [float(grid.sigma[0]), float(grid.sigma[2])]
+    found = walk_estimates(
+        sd3, **common, num_steps=STEPS, sigmas=levels, sources=("state", "conditional", "guided"), micro_batch=1
+    )
+    plain = walk_estimates(sd3, **common, num_steps=STEPS, sigmas=levels, micro_batch=1)
+    assert list(found.clean) == ["state", "conditional", "guided"]
+    assert torch.equal(found.final, plain.final)
+    assert torch.equal(found.clean["guided"], plain.clean["guided"])
+    start = sd3.initial_latents([torch.Generator().manual_seed(seed) for seed in SEEDS[:2]])
+    assert torch.equal(found.clean["state"][0], start)
+    unguided = sd3.with_guidance(1.0)
+    for level, step in enumerate((0, 2)):
+        x = found.clean["state"][level]
+        with torch.no_grad():
+            v = unguided.predict(x, grid.model_time[step].expand(2), condition.rows(torch.zeros(2, dtype=torch.int64)))
+        shown = sd3.process.clean_estimate(x, v, grid, step)
+        assert torch.allclose(found.clean["conditional"][level], shown, atol=1e-5)
+    assert not torch.allclose(found.clean["conditional"], found.clean["guided"], atol=1e-2)
+
+
+def test_a_pipeline_that_shows_no_branch_is_refused_if_it_is_asked_for():
+    pipeline = elementwise_pipeline()
+    common = {"prompt_index": torch.zeros(1, dtype=torch.int64), "seeds": (1,), "num_steps": 2, "sigmas": [1.0]}
+    found = walk_estimates(pipeline, condition=pipeline.encode(["0"]), **common, sources=("state", "guided"))
+    assert set(found.clean) == {"state", "guided"}
+    with pytest.raises(ValueError, match="has no predict_branches"):
+        walk_estimates(pipeline, condition=pipeline.encode(["0"]), **common, sources=("conditional",))
+    for sources in ((), ("guided", "guided")):
+        with pytest.raises(ValueError, match="at least one, and each once"):
+            walk_estimates(pipeline, condition=pipeline.encode(["0"]), **common, sources=sources)
 
 
 def test_samples_are_the_rollouts_and_rows_depend_on_their_seed_only():
@@ -59,7 +95,7 @@ def test_samples_are_the_rollouts_and_rows_depend_on_their_seed_only():
         )
 
     whole, part = walk(slice(0, 4), 3), walk(slice(2, 4), 16)
-    assert torch.equal(whole.clean[:, 2:], part.clean)
+    assert torch.equal(whole.clean["guided"][:, 2:], part.clean["guided"])
     assert whole.sigmas == tuple(levels)
     assert (whole.forwards, part.forwards) == (16, 8)
     sampled = rollout(

@@ -80,6 +80,23 @@ def test_lines_keep_ten_seconds_apart(capfd: pytest.CaptureFixture[str], clock: 
 
 
 @pytest.mark.usefixtures("plain_output")
+def test_phases_make_lines_where_the_outer_bar_seldom_moves(capfd: pytest.CaptureFixture[str], clock: Clock) -> None:
+    with progress_view(is_main=True, unit="stage", phases=True) as view:
+        view.run(0, 2, "generate")
+        for rows in range(1, 10):
+            clock.now += 4.0
+            view.phase("rows", rows, 9)
+        view.run(2, 2, "done")
+    assert capfd.readouterr().err.splitlines() == [
+        "stage 0/2  generate",
+        "rows 3/9",
+        "rows 6/9",
+        "rows 9/9",
+        "stage 2/2  done",
+    ]
+
+
+@pytest.mark.usefixtures("plain_output")
 def test_long_lines_are_not_broken(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     with progress_view(is_main=True) as view:
@@ -105,6 +122,9 @@ def test_nested_bars_on_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
         view.note("report: runs/[x]/:smile:.html")
     out, err = capfd.readouterr()
     assert out == ""
+    with progress_view(is_main=True, unit="stage") as view:
+        view.run(1, 4, "label")
+    assert "stages" in capfd.readouterr().err
     for shown in ("rollouts", "3/12", "reward 0.1234", "sampling", "5/10", "report: runs/[x]/:smile:.html"):
         assert shown in err
 

@@ -1,0 +1,182 @@
+"""How each kind of students is taught, and how its bank is read again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from difalign.core.config_distill import FullStudentConfig, LatentStudentConfig, StudentConfig
+from difalign.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from difalign.core.protocols import ReadsTexts, RewardModel
+    from difalign.core.student_bank import StudentBank
+    from difalign.reward_models.latent_network import LatentNetworkConfig
+    from difalign.train.distill_latents import LatentDistillationSettings
+    from difalign.train.distill_reward import DistillationSettings
+    from difalign.train.estimate_table import ShardedTable
+    from difalign.train.team import Team
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a bank is taught with."""
+
+    teacher: RewardModel
+    reader: object  # what makes vectors of prompts, for students that have no text tower
+    reader_name: str
+    table: ShardedTable
+    curriculum: tuple[float, ...]  # from clean to noisy
+    config: StudentConfig
+    folder: Path
+    team: Team
+    device: torch.device
+    show: Callable[[str, int, int], None]  # (what and how well, steps done, steps in all)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentKind:
+    """What is done with students of a kind."""
+
+    teach: Callable[[Lesson], StudentBank]
+    load: Callable[[Path, RewardModel, object], RewardModel]  # (folder, teacher, reader) -> what scores at every level
+    decoded: bool  # whether it reads pictures; if not, latents
+
+
+def _teach_full(lesson: Lesson) -> StudentBank:
+    from difalign.core.protocols import NetworkReward
+    from difalign.train.distill_reward import distill
+
+    if not isinstance(lesson.teacher, NetworkReward):
+        raise ConfigError(
+            f"teacher.reward: {lesson.teacher.name!r} is not one network whose weights a student could begin with; use "
+            "another teacher, such as tiny-clip, clipscore, pickscore, hpsv2 or imagereward"
+        )
+    return distill(
+        lesson.teacher,
+        lesson.table,
+        settings=_settings(lesson),
+        folder=lesson.folder,
+        resume=True,
+        progress=lambda at: lesson.show(f"sigma {at.sigma:.2f} loss {at.loss:.3g}", at.step, at.steps),
+        team=lesson.team,
+        source=lesson.config.sources[0],
+    )
+
+
+def _settings(lesson: Lesson) -> DistillationSettings:
+    from difalign.objective.distillation import DistillationLoss
+    from difalign.train.distill_reward import DistillationSettings
+
+    config = lesson.config
+    assert isinstance(config, FullStudentConfig)
+    return DistillationSettings(
+        curriculum=lesson.curriculum,
+        learning_rate=config.learning_rate,
+        last_rate_share=config.last_rate_share,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        max_grad_norm=config.max_grad_norm,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+        loss=DistillationLoss(config.error_weight, config.ranking_weight, config.temperature),
+    )
+
+
+def _teach_latent(lesson: Lesson) -> StudentBank:
+    """One process teaches: the network is small, and its steps are short."""
+    from difalign.core.protocols import ReadsTexts
+    from difalign.core.student_bank import read_bank
+    from difalign.reward_models.latent_network import LatentNetwork
+    from difalign.train.distill_latents import distill_latents
+
+    config = lesson.config
+    assert isinstance(config, LatentStudentConfig)
+    if not isinstance(lesson.reader, ReadsTexts):
+        raise ConfigError(
+            f"students: {lesson.reader_name!r} makes no vectors of prompts, which a student of kind latent reads; name "
+            "a reward that does as its reader, such as tiny-clip or clipscore"
+        )
+    if lesson.team.is_main:
+        network = LatentNetwork(_latent_make(lesson, lesson.reader), seed=config.seed)
+        distill_latents(
+            network.to(lesson.device),
+            lesson.table,
+            teacher=lesson.teacher,
+            reader=lesson.reader,
+            reader_name=lesson.reader_name,
+            settings=_latent_settings(lesson),
+            folder=lesson.folder,
+            resume=True,
+            progress=lambda at: lesson.show(f"loss {at.loss:.3g}", at.step, at.steps),
+        )
+    lesson.team.barrier()
+    return read_bank(lesson.folder)
+
+
+def _latent_make(lesson: Lesson, reader: ReadsTexts) -> LatentNetworkConfig:
+    import torch
+
+    from difalign.reward_models.latent_network import LatentNetworkConfig
+
+    config, table = lesson.config, lesson.table
+    assert isinstance(config, LatentStudentConfig)
+    _, channels, height, width = table.latents(
+        lesson.curriculum[0], torch.zeros(1, dtype=torch.int64), [config.sources[0]]
+    ).shape
+    return LatentNetworkConfig(
+        channels=channels,
+        height=height,
+        width=width,
+        text_width=reader.embed_texts(table.prompts[:1]).shape[1],
+        sources=config.sources,
+        patch=config.patch,
+        hidden=config.hidden,
+        depth=config.depth,
+        heads=config.heads,
+    )
+
+
+def _latent_settings(lesson: Lesson) -> LatentDistillationSettings:
+    from difalign.objective.distillation import DistillationLoss
+    from difalign.train.distill_latents import LatentDistillationSettings
+
+    config = lesson.config
+    assert isinstance(config, LatentStudentConfig)
+    return LatentDistillationSettings(
+        levels=lesson.curriculum,
+        learning_rate=config.learning_rate,
+        rate=config.rate,
+        last_rate_share=config.last_rate_share,
+        warmup=config.warmup,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        max_grad_norm=config.max_grad_norm,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        average=config.average,
+        half=config.half,
+        seed=config.seed,
+        whole_range=config.whole_range,
+        checkpoint_every=config.checkpoint_every,
+        loss=DistillationLoss(config.error_weight, config.ranking_weight, config.temperature),
+    )
+
+
+def _load_bank(folder: Path, teacher: RewardModel, reader: object) -> RewardModel:
+    from difalign.reward_models.noise_aware import NoiseAwareReward
+
+    return NoiseAwareReward.from_pretrained(folder, teacher=teacher, reader=reader)
+
+
+STUDENT_KINDS: dict[str, StudentKind] = {
+    "full": StudentKind(_teach_full, _load_bank, decoded=True),
+    "latent": StudentKind(_teach_latent, _load_bank, decoded=False),
+}
