@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from difalign.core.student_bank import weights_sha256
 from difalign.core.types import Source
 
 
+@runtime_checkable
 class LatentTable(Protocol):
     """Latents of N trajectories at some levels of noise."""
 
@@ -65,6 +66,21 @@ class StoredLatents:
             raise ValueError(f"there are no {missing[0]} latents, only {', '.join(self.sources)}: record them as well")
         level = self.sigmas.index(sigma)
         return torch.cat([self.sources[s][level][rows.to(self.sources[s].device)].float() for s in sources], dim=1)
+
+
+def in_memory(table: LatentTable, sigmas: Sequence[float], sources: Sequence[Source]) -> StoredLatents:
+    """A table read once, for training that comes back to every row: some levels and sources of it, in float16.
+
+    Raises:
+        ValueError: if the table lacks a level or a source.
+    """
+    parts = torch.arange(len(table.prompts)).split(1024)
+
+    def level(sigma: float, source: Source) -> Tensor:
+        return torch.cat([table.latents(sigma, rows, (source,)).half() for rows in parts])
+
+    held: dict[Source, Tensor] = {source: torch.stack([level(sigma, source) for sigma in sigmas]) for source in sources}
+    return StoredLatents(tuple(table.prompts), table.target, tuple(sigmas), held)
 
 
 def check_table(prompts: Sequence[str], target: Tensor) -> None:
