@@ -17,23 +17,25 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from difalign.core.errors import ConfigError
-from difalign.core.protocols import NetworkReward, RewardModel
+from difalign.core.protocols import NetworkReward, ReadsEstimates, RewardModel
 from difalign.core.rng import generator
 from difalign.core.student_bank import BankLevel, StudentBank, file_sha256, read_bank, weights_sha256, write_bank
 from difalign.core.types import Reading, Source
 from difalign.objective.distillation import DistillationLoss, check_curriculum, decayed_rate
 from difalign.objective.ranking import Agreement, agreement
 from difalign.train.bank_folder import open_bank
+from difalign.train.latent_table import LatentTable, check_table
 from difalign.train.shared_batches import backward_together, score_together
 from difalign.train.team import Team
 
 
+@runtime_checkable
 class EstimateTable(Protocol):
     """Estimates of x0 on the way, beside the teacher's scores of what became of them; N trajectories."""
 
@@ -154,7 +156,7 @@ def distill(
         ValueError: if a target is not finite, or what scoring raises.
         FloatingPointError: if a loss is not finite; levels that are done stay.
     """
-    _check_table(table)
+    check_table(table.prompts, table.target)
     base = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
     empty = StudentBank(
         teacher.name, weights_sha256(base), settings.curriculum, recipe=settings.recipe() | {"source": source}
@@ -188,26 +190,44 @@ def distill(
 
 @torch.no_grad()
 def evaluate(
-    reward: RewardModel, table: EstimateTable, sigmas: Sequence[float], *, prompts: Tensor | None = None
+    reward: RewardModel,
+    table: EstimateTable | LatentTable,
+    sigmas: Sequence[float],
+    *,
+    prompts: Tensor | None = None,
+    micro_batch: int = 256,
 ) -> dict[float, Agreement]:
     """How the scores of estimates agree with the table's targets, by level, prompt by prompt.
 
     Args:
         reward: scores at each sigma; a bank, or a plain reward that ignores sigma.
-        table: data that nothing was trained on.
+        table: data that nothing was trained on; one that holds what the reward reads.
         sigmas: the levels.
         prompts: which trajectories belong together, [N] int64; None = those of equal prompts.
+        micro_batch: rows read at a time; memory only.
 
     Raises:
         ValueError: what scoring raises, or if a score is not finite.
     """
     belong = prompt_numbers(table.prompts) if prompts is None else prompts
-    rows = torch.arange(len(table.prompts))
     found = {}
     for sigma in sigmas:
-        scores = reward.score(table.media(sigma, rows), table.prompts, sigma=sigma).scores
-        found[sigma] = agreement(scores.cpu(), table.target.cpu(), belong)
+        scores = []
+        for rows in torch.arange(len(table.prompts)).split(micro_batch):
+            asked = [table.prompts[int(row)] for row in rows]
+            scores.append(reward.score(_read(table, reward, sigma, rows), asked, sigma=sigma).scores.cpu())
+        found[sigma] = agreement(torch.cat(scores), table.target.cpu(), belong)
     return found
+
+
+def _read(table: EstimateTable | LatentTable, reward: RewardModel, sigma: float, rows: Tensor) -> Tensor:
+    reading = reward.reading(sigma) if isinstance(reward, ReadsEstimates) else Reading()
+    if isinstance(table, EstimateTable) and reading.decoded:
+        return table.media(sigma, rows)
+    if isinstance(table, LatentTable) and not reading.decoded:
+        return table.latents(sigma, rows, reading.sources)
+    wanted = "decoded" if reading.decoded else "undecoded"
+    raise ValueError(f"{reward.name!r} reads {wanted} estimates at sigma {sigma:g}: this table holds none; record them")
 
 
 def prompt_numbers(prompts: Sequence[str]) -> Tensor:
@@ -285,14 +305,6 @@ def _train_level(
             levels = len(settings.curriculum)
             progress(DistillationProgress(sigma, level, levels, step + 1, len(plan), losses[-1], rate))
     return losses
-
-
-def _check_table(table: EstimateTable) -> None:
-    if not table.prompts:
-        raise ValueError("the table has no trajectories: generate some first")
-    wrong = (~table.target.isfinite()).nonzero().flatten().tolist()
-    if wrong:
-        raise ValueError(f"the teacher's scores of rows {wrong[:6]} are not finite: leave these trajectories out")
 
 
 def _carry(network: nn.Module, base: Mapping[str, Tensor], folder: Path, bank: StudentBank) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from difalign.core.student_bank import weights_sha256
 from difalign.core.types import Source
 
 
+@runtime_checkable
 class LatentTable(Protocol):
     """Latents of N trajectories at some levels of noise."""
 
