@@ -68,6 +68,21 @@ class StoredLatents:
         return torch.cat([self.sources[s][level][rows.to(self.sources[s].device)].float() for s in sources], dim=1)
 
 
+def in_memory(table: LatentTable, sigmas: Sequence[float], sources: Sequence[Source]) -> StoredLatents:
+    """A table read once, for training that comes back to every row: some levels and sources of it, in float16.
+
+    Raises:
+        ValueError: if the table lacks a level or a source.
+    """
+    parts = torch.arange(len(table.prompts)).split(1024)
+
+    def level(sigma: float, source: Source) -> Tensor:
+        return torch.cat([table.latents(sigma, rows, (source,)).half() for rows in parts])
+
+    held = {source: torch.stack([level(sigma, source) for sigma in sigmas]) for source in sources}
+    return StoredLatents(tuple(table.prompts), table.target, tuple(sigmas), held)
+
+
 def check_table(prompts: Sequence[str], target: Tensor) -> None:
     """Refuse what nothing can be learnt from.
 

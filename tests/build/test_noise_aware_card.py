@@ -13,8 +13,14 @@ from difalign.build.factory import build_reward
 from difalign.core.config_rewards import RewardConfig
 from difalign.core.errors import ConfigError
 from difalign.core.student_bank import BankLevel, StudentBank, file_sha256, weights_sha256, write_bank
+from difalign.core.types import Reading
 from difalign.reward_models.clip import ClipReward
+from difalign.reward_models.latent_network import LatentNetwork, LatentNetworkConfig
+from difalign.reward_models.latent_student import LatentStudent
 from difalign.reward_models.noise_aware import NoiseAwareReward
+from difalign.reward_models.verifier import VerifierReward
+from difalign.train.distill_latents import LatentDistillationSettings, distill_latents
+from difalign.train.latent_table import StoredLatents
 
 CARD = """
 name: my-students
@@ -29,8 +35,12 @@ options:
 
 
 def build(folder: Path, *, teacher: str = "tiny-clip", fallback: str = "error") -> NoiseAwareReward:
+    return built(folder, CARD.format(teacher=teacher), fallback=fallback)
+
+
+def built(folder: Path, text: str, *, fallback: str = "error") -> NoiseAwareReward:
     card = folder / "my_students.yaml"
-    card.write_text(CARD.format(teacher=teacher))
+    card.write_text(text)
     config = RewardConfig(card=str(card), options={"fallback": fallback})
     composite = build_reward({"my": load_reward_card(str(card))}, {"my": config}, device="cpu")
     reward = composite.terms["my"].reward
@@ -67,3 +77,38 @@ def test_another_teacher_is_refused_in_words(folder: Path):
         build(folder, teacher="verifier")
     with pytest.raises(ConfigError, match="unknown"):
         build(folder, teacher="tiny-clop")
+
+
+def test_a_bank_of_latents_under_a_teacher_without_a_text_tower(tmp_path: Path):
+    """The verifier decides; its student reads latents, and prompts by another card."""
+    clip = load_reward_card("tiny-clip").weights()
+    assert clip is not None
+    reader = ClipReward.from_pretrained(clip)
+    network = LatentNetwork(LatentNetworkConfig(channels=4, height=4, width=4, text_width=128, hidden=16, heads=2))
+    table = StoredLatents(
+        ("a red circle", "two blue squares") * 4,
+        torch.arange(8.0),
+        (0.5,),
+        {"guided": torch.randn(1, 8, 4, 4, 4, generator=torch.Generator().manual_seed(0))},
+    )
+    settings = LatentDistillationSettings(levels=(0.5,), epochs=2, batch_size=4)
+    distill_latents(
+        network,
+        table,
+        teacher=VerifierReward(),
+        reader=reader,
+        reader_name="tiny-clip",
+        settings=settings,
+        folder=tmp_path / "bank",
+    )
+    card = CARD.replace("teacher: {teacher}", "teacher: verifier")
+    with pytest.raises(ConfigError, match="give reader: tiny-clip in the card"):
+        built(tmp_path, card)
+    reward = built(tmp_path, card.replace("teacher: verifier", "teacher: verifier\nreader: tiny-clip"))
+    assert reward.reading(0.5) == Reading(("guided",), decoded=False)
+    noisy = reward.score(table.sources["guided"][0], table.prompts, sigma=0.5).scores
+    expected = LatentStudent(network, reader).score(table.sources["guided"][0], table.prompts, sigma=0.5).scores
+    assert torch.equal(noisy, expected)
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    finished = reward.score(pixels, table.prompts[:2]).scores
+    assert torch.equal(finished, VerifierReward().score(pixels, table.prompts[:2]).scores)

@@ -19,7 +19,7 @@ from difalign.reward_models.latent_network import LatentNetwork
 from difalign.reward_models.noise_aware import NoiseAwareReward
 from difalign.train.distill_latents import LatentDistillationSettings, LatentProgress, _plan, distill_latents
 from difalign.train.distill_reward import evaluate, prompt_numbers
-from difalign.train.latent_table import LatentTable, StoredLatents, channel_statistics
+from difalign.train.latent_table import LatentTable, StoredLatents, channel_statistics, in_memory
 from difalign.train.student_state import STATE_FILE
 from tests.teachers import linear_reward
 from tests.train.latent_lessons import SIGMAS, WEIGHT, BlackBox, Directions, bayes_risk, lessons, small_network
@@ -256,6 +256,17 @@ def test_tables_that_cannot_be_learned_from(tmp_path: Path, table: StoredLatents
     with pytest.raises(ValueError, match=said):
         teach(tmp_path, table)
     assert not (tmp_path / BANK_FILE).exists()
+
+
+def test_a_table_is_read_into_memory_once():
+    table = lessons(2500)
+    held = in_memory(table, SIGMAS[1:], ("guided",))
+    rows = torch.tensor([2400, 3, 3])
+    assert held.prompts == table.prompts
+    expected = table.latents(SIGMAS[1], rows, ("guided",))
+    assert torch.equal(held.latents(SIGMAS[1], rows, ("guided",)), expected.half().float())
+    with pytest.raises(ValueError, match=r"no latents at sigma 0\.5"):
+        held.latents(SIGMAS[0], rows, ("guided",))
 
 
 def test_tables_must_match():
