@@ -100,7 +100,7 @@ def walk_estimates(
             step = torch.full((x.shape[0],), i, device=x.device)
             shown = branch_rows(pipeline, grid, x, step, rows, conditional="conditional" in sources and i in steps)
             if i in steps:
-                read = [estimates(pipeline.process, x, shown, grid, step, (source,)) for source in sources]
+                read = [estimates(pipeline.process, x, shown, grid, step, sources=(source,)) for source in sources]
                 kept.append(torch.stack(read))
             still = torch.zeros(x.shape[0], device=x.device)
             x = pipeline.process.transition(x, shown.guided, grid, step, still).mean
