@@ -95,6 +95,7 @@ def _teach_latent(lesson: Lesson) -> StudentBank:
     from difalign.core.student_bank import read_bank
     from difalign.reward_models.latent_network import LatentNetwork
     from difalign.train.distill_latents import distill_latents
+    from difalign.train.latent_table import in_memory
 
     config = lesson.config
     assert isinstance(config, LatentStudentConfig)
@@ -107,7 +108,7 @@ def _teach_latent(lesson: Lesson) -> StudentBank:
         network = LatentNetwork(_latent_make(lesson, lesson.reader), seed=config.seed)
         distill_latents(
             network.to(lesson.device),
-            lesson.table,
+            in_memory(lesson.table, lesson.curriculum, config.sources) if config.cache else lesson.table,
             teacher=lesson.teacher,
             reader=lesson.reader,
             reader_name=lesson.reader_name,

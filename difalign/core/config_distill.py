@@ -132,6 +132,7 @@ class LatentStudentConfig(Section):
     half: bool = False  # bfloat16 in forward and backward
     whole_range: bool = False  # answer every noise between the first and the last level
     checkpoint_every: Count = 200  # steps
+    cache: bool = True  # read everything into memory once; false reads the files at every step
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     error_weight: NonNegative = 1.0
     ranking_weight: NonNegative = 0.0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from difalign.core.types import Source
 
-LEAST_STD = 1e-6  # of what is standardised; a channel or a number that never varies is left at 0
+LEAST_STD = 1e-6  # of what is standardised; below it, nothing is divided
 
 # What is read at the end, from tokens [N, 1 + K + P, W]: the reading token, K of the prompt, P patches.
 Readout = Callable[[Tensor, int], Tensor]  # (tokens, K) -> [N, W]
@@ -48,7 +48,18 @@ class LatentNetworkConfig:
     readout: str = "token"
 
     def __post_init__(self) -> None:
-        for name in ("channels", "text_width", "patch", "hidden", "depth", "heads", "mlp_ratio", "frequencies"):
+        counts = (
+            "channels",
+            "text_width",
+            "patch",
+            "hidden",
+            "depth",
+            "heads",
+            "mlp_ratio",
+            "text_tokens",
+            "frequencies",
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name in ("height", "width"):
@@ -56,8 +67,6 @@ class LatentNetworkConfig:
                 raise ValueError(f"{name} = {getattr(self, name)}: give a multiple of patch = {self.patch}")
         if self.hidden % self.heads:
             raise ValueError(f"hidden = {self.hidden}: must be a multiple of heads = {self.heads}")
-        if self.text_tokens < 0:
-            raise ValueError(f"text_tokens = {self.text_tokens}: must be at least 0")
         if not self.sources or len(set(self.sources)) != len(self.sources):
             raise ValueError(f"sources = {self.sources}: name at least one, and each once")
         if self.readout not in READOUTS:
@@ -109,16 +118,17 @@ class LatentNetwork(nn.Module):
         channels, hidden = config.shape[0], config.hidden
         patches = (config.height // config.patch) * (config.width // config.patch)
         self._readout = READOUTS[config.readout]
-        self.patches = nn.Linear(channels * config.patch**2, hidden)
-        self.places = nn.Parameter(torch.empty(patches, hidden))
-        self.reading_token = nn.Parameter(torch.empty(hidden))
-        self.text_tokens = nn.Linear(config.text_width, config.text_tokens * hidden)
-        self.text_condition = _two_layers(config.text_width, hidden)
-        self.noise_condition = _two_layers(2 * config.frequencies, hidden)
-        blocks = [_Block(config) for _ in range(config.depth)]
-        self.blocks = nn.ModuleList(blocks)
-        self.last_modulation = nn.Linear(hidden, 2 * hidden)
-        self.score = nn.Linear(hidden, 1)
+        with torch.random.fork_rng(devices=[]):  # layers draw as they are made, ``_begin`` what stays
+            self.patches = nn.Linear(channels * config.patch**2, hidden)
+            self.places = nn.Parameter(torch.empty(patches, hidden))
+            self.reading_token = nn.Parameter(torch.empty(hidden))
+            self.text_tokens = nn.Linear(config.text_width, config.text_tokens * hidden)
+            self.text_condition = _two_layers(config.text_width, hidden)
+            self.noise_condition = _two_layers(2 * config.frequencies, hidden)
+            blocks = [_Block(config) for _ in range(config.depth)]
+            self.blocks = nn.ModuleList(blocks)
+            self.last_modulation = nn.Linear(hidden, 2 * hidden)
+            self.score = nn.Linear(hidden, 1)
         # Periods of sigma from 4, longer than all noise there is, down to 1/16: levels apart by a hundredth differ.
         self.register_buffer("periods", torch.logspace(math.log2(4), math.log2(1 / 16), config.frequencies, base=2.0))
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
@@ -140,11 +150,11 @@ class LatentNetwork(nn.Module):
             target: the scores that are taught, [N].
         """
         self.latent_mean.copy_(latents[0][:, None, None])
-        self.latent_std.copy_(latents[1][:, None, None].clamp_min(LEAST_STD))
+        self.latent_std.copy_(_divisor(latents[1])[:, None, None])
         self.text_mean.copy_(texts[0])
-        self.text_std.copy_(texts[1].clamp_min(LEAST_STD))
+        self.text_std.copy_(_divisor(texts[1]))
         self.target_mean.copy_(target.double().mean())
-        self.target_std.copy_(target.double().std(correction=0).clamp_min(LEAST_STD))
+        self.target_std.copy_(_divisor(target.double().std(correction=0)))
 
     def forward(self, latents: Tensor, sigma: Tensor, texts: Tensor) -> Tensor:
         """Scores in the unit of the teacher, [N] float32."""
@@ -201,6 +211,11 @@ class _Block(nn.Module):
         split = self.queries_keys_values(tokens).unflatten(2, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(split[0], split[1], split[2])
         return self.attended(mixed.transpose(1, 2).flatten(2))
+
+
+def _divisor(std: Tensor) -> Tensor:
+    """1 in the place of a spread of nothing, so that what has never varied is not blown up where it does."""
+    return torch.where(std > LEAST_STD, std, 1.0)
 
 
 def _two_layers(width: int, hidden: int) -> nn.Sequential:

@@ -108,7 +108,7 @@ def test_a_bank_of_latents_under_a_teacher_without_a_text_tower(tmp_path: Path):
     assert reward.reading(0.5) == Reading(("guided",), decoded=False)
     noisy = reward.score(table.sources["guided"][0], table.prompts, sigma=0.5).scores
     expected = LatentStudent(network, reader).score(table.sources["guided"][0], table.prompts, sigma=0.5).scores
-    assert torch.equal(noisy, expected)
+    assert torch.allclose(noisy, expected, atol=1e-5)
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     finished = reward.score(pixels, table.prompts[:2]).scores
     assert torch.equal(finished, VerifierReward().score(pixels, table.prompts[:2]).scores)
