@@ -12,14 +12,16 @@ from difalign.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from difalign.core.protocols import ReadsTexts, RewardModel
     from difalign.core.student_bank import StudentBank
-    from difalign.reward_models.latent_network import LatentNetworkConfig
     from difalign.train.distill_latents import LatentDistillationSettings
     from difalign.train.distill_reward import DistillationSettings
     from difalign.train.estimate_table import ShardedTable
     from difalign.train.team import Team
+
+_FITTED = 4096  # walks that a patch embedding is fitted on
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,6 @@ def _teach_latent(lesson: Lesson) -> StudentBank:
     """One process teaches: the network is small, and its steps are short."""
     from difalign.core.protocols import ReadsTexts
     from difalign.core.student_bank import read_bank
-    from difalign.reward_models.latent_network import LatentNetwork
     from difalign.train.distill_latents import distill_latents
     from difalign.train.latent_table import in_memory
 
@@ -105,7 +106,7 @@ def _teach_latent(lesson: Lesson) -> StudentBank:
             "a reward that does as its reader, such as tiny-clip or clipscore"
         )
     if lesson.team.is_main:
-        network = LatentNetwork(_latent_make(lesson, lesson.reader), seed=config.seed)
+        network = STARTS[config.start](lesson, lesson.reader)
         distill_latents(
             network.to(lesson.device),
             in_memory(lesson.table, lesson.curriculum, config.sources) if config.cache else lesson.table,
@@ -121,27 +122,67 @@ def _teach_latent(lesson: Lesson) -> StudentBank:
     return read_bank(lesson.folder)
 
 
-def _latent_make(lesson: Lesson, reader: ReadsTexts) -> LatentNetworkConfig:
-    import torch
+def _random_network(lesson: Lesson, reader: ReadsTexts) -> nn.Module:
+    from difalign.reward_models.latent_network import LatentNetwork, LatentNetworkConfig
 
-    from difalign.reward_models.latent_network import LatentNetworkConfig
-
-    config, table = lesson.config, lesson.table
+    config = lesson.config
     assert isinstance(config, LatentStudentConfig)
-    _, channels, height, width = table.latents(
-        lesson.curriculum[0], torch.zeros(1, dtype=torch.int64), [config.sources[0]]
-    ).shape
-    return LatentNetworkConfig(
+    channels, height, width = _latents(lesson, 1).shape[1:]
+    make = LatentNetworkConfig(
         channels=channels,
         height=height,
         width=width,
-        text_width=reader.embed_texts(table.prompts[:1]).shape[1],
+        text_width=reader.embed_texts(lesson.table.prompts[:1]).shape[1],
         sources=config.sources,
         patch=config.patch,
         hidden=config.hidden,
         depth=config.depth,
         heads=config.heads,
     )
+    return LatentNetwork(make, seed=config.seed)
+
+
+def _teachers_tower(lesson: Lesson, reader: ReadsTexts) -> nn.Module:  # noqa: ARG001  # as all starts
+    """The teacher's tower, its patch embedding fitted to the cleanest estimates there are."""
+    import torch
+
+    from difalign.reward_models.clip import ClipReward
+    from difalign.reward_models.latent_tower import LatentTower
+
+    config, teacher = lesson.config, lesson.teacher
+    assert isinstance(config, LatentStudentConfig)
+    if not isinstance(teacher, ClipReward):
+        raise ConfigError(
+            f"students: start = 'teacher': {teacher.name!r} has no CLIP picture tower to begin with; use "
+            "start=random, or a teacher such as tiny-clip, clipscore or pickscore"
+        )
+    latents = _latents(lesson, _FITTED)
+    _, channels, height, width = latents.shape
+    if height != width:
+        raise ConfigError(f"students: start = 'teacher': latents are {height} x {width}, not square; use start=random")
+    try:
+        tower = LatentTower.of_teacher(
+            teacher, channels=channels, size=height, sources=config.sources, seed=config.seed
+        )
+    except ValueError as error:
+        raise ConfigError(f"students: {error}") from error
+    rows = torch.arange(latents.shape[0])
+    with torch.no_grad():
+        wanted = [teacher.embed_patches(lesson.table.media(lesson.curriculum[0], part)) for part in rows.split(256)]
+    # What of a walk looks most like a picture early on is the conditional branch: the tower begins with it.
+    begun = "conditional" if "conditional" in config.sources else config.sources[0]
+    tower.fit_patches(latents, torch.cat(wanted).to(latents.device), source=begun)
+    return tower
+
+
+def _latents(lesson: Lesson, rows: int) -> torch.Tensor:
+    """The cleanest estimates of the first walks, of the source that the table decodes, [at most rows, C, h, w]."""
+    import torch
+
+    config = lesson.config
+    assert isinstance(config, LatentStudentConfig)
+    first = torch.arange(min(rows, len(lesson.table.prompts)))
+    return lesson.table.latents(lesson.curriculum[0], first, [config.sources[0]])
 
 
 def _latent_settings(lesson: Lesson) -> LatentDistillationSettings:
@@ -176,6 +217,8 @@ def _load_bank(folder: Path, teacher: RewardModel, reader: object) -> RewardMode
 
     return NoiseAwareReward.from_pretrained(folder, teacher=teacher, reader=reader)
 
+
+STARTS: dict[str, Callable[[Lesson, ReadsTexts], nn.Module]] = {"random": _random_network, "teacher": _teachers_tower}
 
 STUDENT_KINDS: dict[str, StudentKind] = {
     "full": StudentKind(_teach_full, _load_bank, decoded=True),

@@ -114,6 +114,9 @@ class LatentStudentConfig(Section):
     sources: Sources = ("guided",)  # of what is stored, stacked along the channels
     sigmas: Annotated[tuple[Sigma, ...], Field(strict=False, min_length=1)] | None = None  # null = all that are stored
     reader: FileName | None = None  # the card of what makes vectors of prompts; null = the teacher
+    # teacher: a CLIP teacher's picture tower, which knows already what random has to learn, with an embedding of patches
+    # of latents that is fitted to its own.
+    start: Literal["random", "teacher"] = "random"
     patch: Count = 2
     hidden: Count = 128
     depth: Count = 4
@@ -137,6 +140,13 @@ class LatentStudentConfig(Section):
     error_weight: NonNegative = 1.0
     ranking_weight: NonNegative = 0.0
     temperature: Positive = 0.5
+
+    @model_validator(mode="after")
+    def _has_one_make(self) -> Self:
+        given = sorted({"patch", "hidden", "depth", "heads"} & self.model_fields_set)
+        if self.start == "teacher" and given:
+            raise ValueError(f"{', '.join(given)}: with start: teacher the teacher decides; leave them out")
+        return self
 
 
 StudentConfig = FullStudentConfig | LatentStudentConfig

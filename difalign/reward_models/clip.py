@@ -145,6 +145,16 @@ class ClipReward:
         cosine = (self.embed_images(media) * self.embed_texts(prompts)).sum(dim=-1)
         return RewardOutput(self._scale(cosine, self.model.logit_scale.float().exp()).to(media.device))
 
+    @property
+    def unit(self) -> float:
+        """The score of a cosine of 1."""
+        return float(self._scale(torch.ones(()), self.model.logit_scale.detach().float().exp().cpu()))
+
+    def embed_patches(self, media: Tensor) -> Tensor:
+        """What the tower makes of each patch of pictures [N, 3, H, W] in [0, 1], before its places, [N, P, W]."""
+        pixels = preprocess(media.to(self.device), self.wanted, mode=self._mode).to(self.model.dtype)
+        return self.model.vision_model.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2).float()
+
     def embed_images(self, media: Tensor) -> Tensor:
         """Unit vectors of pictures [N, 3, H, W] in [0, 1], [N, D] float32; differentiable."""
         return F.normalize(in_micro_batches(self._embed, media, self._micro_batch), dim=-1)

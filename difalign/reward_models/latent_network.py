@@ -67,8 +67,7 @@ class LatentNetworkConfig:
                 raise ValueError(f"{name} = {getattr(self, name)}: give a multiple of patch = {self.patch}")
         if self.hidden % self.heads:
             raise ValueError(f"hidden = {self.hidden}: must be a multiple of heads = {self.heads}")
-        if not self.sources or len(set(self.sources)) != len(self.sources):
-            raise ValueError(f"sources = {self.sources}: name at least one, and each once")
+        check_sources(self.sources)
         if self.readout not in READOUTS:
             raise ValueError(f"readout = {self.readout!r}: use one of: {', '.join(READOUTS)}")
 
@@ -164,7 +163,7 @@ class LatentNetwork(nn.Module):
         angles = 2 * math.pi * sigma.float()[:, None] / self.periods.float()
         noise = self.noise_condition(torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype))
         condition = F.silu(noise + self.text_condition(said))
-        patches = self.patches(_patches(read, self.config.patch)) + self.places
+        patches = self.patches(cut_patches(read, self.config.patch)) + self.places
         first = self.reading_token.expand(patches.shape[0], 1, -1)
         prompt = self.text_tokens(said).unflatten(1, (self.config.text_tokens, self.config.hidden))
         tokens = torch.cat([first, prompt, patches], dim=1)
@@ -226,7 +225,17 @@ def _normalised(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
 
 
-def _patches(latents: Tensor, side: int) -> Tensor:
+def check_sources(sources: Sequence[Source]) -> None:
+    """Refuse sources that cannot be stacked.
+
+    Raises:
+        ValueError: if there is none, or one is named twice.
+    """
+    if not sources or len(set(sources)) != len(sources):
+        raise ValueError(f"sources = {tuple(sources)}: name at least one, and each once")
+
+
+def cut_patches(latents: Tensor, side: int) -> Tensor:
     """Squares of the latents, row by row, [N, P, C side^2]."""
     cut = latents.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [N, C, rows, side, columns, side]
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from difalign.core.protocols import Movable, ReadsTexts
 from difalign.core.types import Metadata, Reading, RewardOutput
 from difalign.reward_models.latent_network import LatentNetwork
+from difalign.reward_models.latent_tower import LatentTower
 from difalign.reward_models.networks import check_micro_batch, frozen
+
+LatentScorer = LatentNetwork | LatentTower
 
 
 @final
@@ -29,7 +32,7 @@ class LatentStudent:
     differentiable = True
 
     def __init__(
-        self, network: LatentNetwork, reader: ReadsTexts, *, micro_batch: int = 256, name: str = "latent-student"
+        self, network: LatentScorer, reader: ReadsTexts, *, micro_batch: int = 256, name: str = "latent-student"
     ) -> None:
         self.name = name
         self.model: nn.Module = frozen(network)
@@ -61,7 +64,7 @@ class LatentStudent:
             )
         self._check(media, prompts)
         texts = self._reader.embed_texts(prompts)
-        device = self._network.places.device
+        device = next(self._network.parameters()).device
         scores = []
         for rows, said in zip(media.split(self._micro_batch), texts.split(self._micro_batch), strict=True):
             noise = torch.full((rows.shape[0],), sigma, device=device)

@@ -12,7 +12,8 @@ from difalign.core.protocols import NetworkReward, ReadsTexts, RewardModel
 from difalign.core.student_bank import BankLevel, StudentBank, file_sha256, reward_sha256
 from difalign.reward_models.checkpoints import load_strictly, read_state_dict
 from difalign.reward_models.latent_network import LatentNetwork, LatentNetworkConfig
-from difalign.reward_models.latent_student import LatentStudent
+from difalign.reward_models.latent_student import LatentScorer, LatentStudent
+from difalign.reward_models.latent_tower import LatentTower, LatentTowerConfig
 from difalign.reward_models.networks import shared_copy
 
 
@@ -76,13 +77,20 @@ def _latent(shelf: Shelf) -> dict[float, RewardModel]:
     if not bank.levels:
         return {}
     try:
-        network = LatentNetwork(LatentNetworkConfig.from_json(bank.network or {}))
+        network = _made(bank.network or {})
     except ValueError as error:
         raise ValueError(f"{shelf.folder}: its network {error}; restore bank.json") from error
     state = _verified(shelf.folder, bank.levels[0])
     load_strictly(network, state, source=str(shelf.folder / bank.levels[0].file))
     student = LatentStudent(network, reader, name=f"latent student of {bank.teacher}")
     return {level.sigma: student for level in bank.levels}
+
+
+def _made(described: Mapping[str, object]) -> LatentScorer:
+    """A network with weights that are still to be loaded."""
+    if described.get("make") == "tower":
+        return LatentTower(LatentTowerConfig.from_json(described))
+    return LatentNetwork(LatentNetworkConfig.from_json(described))
 
 
 def _reader(shelf: Shelf) -> ReadsTexts:

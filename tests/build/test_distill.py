@@ -154,6 +154,27 @@ def test_each_student_is_taught_what_it_reads(done: Path):
     assert guided.levels[0].first_loss != conditional.levels[0].first_loss
 
 
+def test_a_latent_student_may_begin_with_its_teachers_tower(tmp_path: Path):
+    student = "{kind: latent, start: teacher, sources: [guided, conditional], epochs: 1}"
+    config = small(tmp_path, f"students.latents={student}", "evaluation.pictures=0")
+    run_distill(
+        prepare_distill(config.model_copy(update={"students": {"latents": config.students["latents"]}})), STAGES
+    )
+    bank = read_bank(tmp_path / "students" / "latents")
+    assert bank.network is not None
+    assert (bank.network["make"], bank.network["patches"]) == ("tower", 3)
+    assert bank.reader is not None
+    assert bank.reader.name == "tiny-clip"
+
+
+def test_a_tower_is_a_clip_teachers(tmp_path: Path):
+    student = "{kind: latent, start: teacher, reader: tiny-clip}"
+    config = small(tmp_path, "teacher.reward=verifier", f"students.latents={student}")
+    config = config.model_copy(update={"students": {"latents": config.students["latents"]}})
+    with pytest.raises(ConfigError, match="has no CLIP picture tower"):
+        run_distill(prepare_distill(config), STAGES)
+
+
 def test_a_latent_student_is_taught_by_a_reward_without_weights(tmp_path: Path):
     latent = "{kind: latent, sources: [guided, conditional], reader: tiny-clip, hidden: 16, depth: 1, epochs: 2}"
     config = small(tmp_path, "teacher.reward=verifier", f"students.latents={latent}", "evaluation.pictures=0")
@@ -216,6 +237,7 @@ def test_a_teacher_that_is_no_network_cannot_be_copied(tmp_path: Path):
         (["prompts.heldout=samples/prompts/objects_heldout.jsonl"], "cannot score 'a photo of a"),
         (["prompts.scenes=null", "prompts.train=samples/prompts/tiny_heldout.jsonl"], "3 prompts are in prompts.train"),
         (["students.new={kind: latent, reader: nobody}"], r"students\.new\.reader = 'nobody'"),
+        (["students.new={kind: latent, start: teacher, hidden: 8}"], "hidden: with start: teacher the teacher decides"),
         (
             ["students.new={kind: latent}", "sampling.store=pixels"],
             "reads latents, and sampling.store = pixels keeps none",

@@ -22,7 +22,7 @@ from difalign.core.student_bank import (
     write_bank,
 )
 from difalign.core.types import Reading
-from difalign.reward_models.latent_network import LatentNetwork, LatentNetworkConfig, _patches
+from difalign.reward_models.latent_network import LatentNetwork, LatentNetworkConfig, cut_patches
 from difalign.reward_models.latent_student import LatentStudent
 from difalign.reward_models.noise_aware import NoiseAwareReward, StudentSpan
 from tests.teachers import linear_reward
@@ -136,7 +136,7 @@ def test_what_never_varied_is_not_blown_up():
 
 def test_patches_are_squares_row_by_row():
     x = torch.arange(2 * 4 * 6).reshape(1, 2, 4, 6)
-    cut = _patches(x, 2)
+    cut = cut_patches(x, 2)
     assert cut.shape == (1, 6, 8)
     assert cut[0, 4].tolist() == x[0, :, 2:4, 2:4].flatten().tolist()
 
