@@ -101,7 +101,10 @@ def _content(found: SearchRun) -> dict[str, Any]:
         "stages": found.run.plan.stages if found.run.plan else (),
         "plan": found.run.plan,
         "charts": [] if chart is None else [chart],
-        "settings": [(name, _text(value)) for name, value in found.run.resolved.items()],
+        "settings": [
+            (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            for name, value in found.run.resolved.items()
+        ],
         "software": [*found.run.software.items(), ("commit", found.run.git_commit or "none")],
         "levels": _levels(found),
     }
@@ -134,7 +137,7 @@ def _facts(found: SearchRun) -> list[tuple[str, str]]:
 
 def _costs(found: SearchRun) -> list[dict[str, str]]:
     """Planned against counted, a prompt and in all."""
-    run, done = found.run, len(found.scores)
+    run, done = found.run, len(found.results)
     counted = asdict(run.totals.cost)
     planned = asdict(run.plan.cost) if run.plan else dict.fromkeys(counted)
     rows = []
@@ -142,14 +145,16 @@ def _costs(found: SearchRun) -> list[dict[str, str]]:
         whole, ahead = counted[key], planned[key]
         if whole is None and ahead is None:
             continue
-        exact = key not in ("tflops", "seconds") and None not in (whole, ahead)
+        verdict = ""
+        if ahead is not None and key not in ("tflops", "seconds"):
+            verdict = "exactly" if whole == ahead * done else "differs"
         rows.append(
             {
                 "name": name,
                 "planned": words.compact(ahead),
                 "counted": words.compact(None if whole is None or not done else whole / done),
                 "total": words.compact(whole),
-                "verdict": "" if not exact else ("exactly" if whole == ahead * done else "differs"),
+                "verdict": verdict,
             }
         )
     return rows
@@ -255,4 +260,11 @@ def _script_data(prompts: Sequence[dict[str, Any]]) -> str:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ("none" if value is None else json.dumps(value, ensure_ascii=False))
+    """A setting in a few words; of what is described at length, the names."""
+    if isinstance(value, dict):
+        return ", ".join(value) or "none"
+    return "none" if value is None else _whole(value)
+
+
+def _whole(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
