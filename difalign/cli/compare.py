@@ -43,12 +43,12 @@ def _show(found: SearchComparison) -> None:
     from difalign.report.words import FEW_PROMPTS
 
     typer.echo(f"{found.prompts} prompts, the same noise; gains over {found.base}, paired bootstrap")
-    heads = ("search", "score", found.base, "search", "gain", "95 % interval", "the gain is", "won/tied/lost", "cost")
-    rows = [
-        (r.run, r.score, r.base, r.value, r.gain, r.interval, r.verdict, r.outcome.replace(" ", ""), r.cost)
-        for r in lines(found)
-    ]
-    show_table(heads, rows)
+    written = lines(found)
+    for one in found.others:
+        rows = [r for r in written if r.run == one.name]
+        typer.echo(f"\n{one.name}: won {one.wins}, tied {one.ties}, lost {one.losses}; {rows[0].cost}")
+        cells = [(r.score, r.base, r.value, r.gain, r.interval, r.verdict) for r in rows]
+        show_table(("score", found.base, one.name, "gain", "95 % interval", "the gain is"), cells)
     if found.prompts < FEW_PROMPTS:
         typer.echo(f"fewer than {FEW_PROMPTS} prompts: the intervals are too narrow")
     if found.left_out:

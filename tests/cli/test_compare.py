@@ -19,11 +19,11 @@ def two(tmp_path: Path) -> list[str]:
     return [str(fake_search(tmp_path / name, keeps=keeps)) for name, keeps in (("bon", ()), ("pruned", (4, 2)))]
 
 
-def test_a_table_names_gain_interval_wins_and_cost(two: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def test_a_table_names_gain_interval_wins_and_cost(two: list[str]) -> None:
     result = RUNNER.invoke(app, ["compare", *two])
     assert result.exit_code == 0, result.output
     assert "4 prompts, the same noise; gains over bon" in result.stdout
+    assert "pruned: won 0, tied " in result.stdout
     assert "0.55× nfe" in result.stdout
     assert "fewer than 10 prompts" in result.stdout
 
