@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from difalign.cli import cards, config
+from difalign.cli.compare import compare
 from difalign.cli.distill import distill
 from difalign.cli.doctor import doctor
 from difalign.cli.plan import plan
@@ -21,6 +22,7 @@ app.command(context_settings=SETTINGS_CONTEXT)(train)
 app.command(context_settings=SETTINGS_CONTEXT)(plan)
 app.command(context_settings=SETTINGS_CONTEXT)(distill)
 app.command()(score)
+app.command()(compare)
 app.command()(status)
 app.command()(doctor)
 app.add_typer(config.app, name="config")
