@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -40,6 +40,8 @@ _FONT_SIZE = 13
 _CAPTION_LINES = 3
 _RANGE_TOLERANCE = 1e-3  # what rounding in half precision can add to [0, 1]
 _PAIR_GAP = 8
+_FRAME = 4  # pixels of a thick frame, outside the tile
+_ACCENT = (214, 118, 8)
 _PAPER, _INK, _FAINT, _LINE = (255, 255, 255), (24, 24, 27), (110, 110, 118), (205, 205, 210)
 
 
@@ -167,8 +169,16 @@ def before_after_grid(pairs: Sequence[Pair], *, columns: int | None = None) -> I
     return image
 
 
-def captioned_grid(images: Sequence[Image], captions: Sequence[tuple[str, str]], *, columns: int = 4) -> Image:
+def captioned_grid(
+    images: Sequence[Image], captions: Sequence[tuple[str, str]], *, columns: int = 4, framed: Container[int] = ()
+) -> Image:
     """Pictures of any sizes in cells, each over its prompt and a line below it.
+
+    Args:
+        images: N of them.
+        captions: (prompt, line below) of each.
+        columns: cells a row, at most.
+        framed: positions of those that get a thick frame.
 
     Raises:
         ValueError: if there is no picture, or not one caption a picture.
@@ -176,7 +186,11 @@ def captioned_grid(images: Sequence[Image], captions: Sequence[tuple[str, str]],
     if not images or len(images) != len(captions):
         raise ValueError(f"{len(images)} pictures and {len(captions)} captions; give one a picture, at least one")
     tiles = [[fit_tile(image)[0]] for image in images]
-    return _draw_cells(tiles, captions, columns=min(columns, len(images)))[0]
+    canvas, corners = _draw_cells(tiles, captions, columns=min(columns, len(images)))
+    for position, ((tile,), ((left, top),)) in enumerate(zip(tiles, corners, strict=True)):
+        if position in framed:
+            _draw_frame(canvas, (left, top), tile)
+    return canvas
 
 
 def save_grid(grid: Grid, path: Path) -> None:
@@ -288,6 +302,14 @@ def _draw_cells(
                 draw.text((corner[0], top - 2), titles[position], fill=_FAINT, font=font)
         _draw_caption(draw, (left, top + header + tile_height + 5), wrapped[index], font)
     return canvas, corners
+
+
+def _draw_frame(canvas: Image, corner: tuple[int, int], tile: Image) -> None:
+    from PIL import ImageDraw
+
+    left, top = (edge - _FRAME for edge in corner)
+    right, bottom = corner[0] + tile.width + _FRAME - 1, corner[1] + tile.height + _FRAME - 1
+    ImageDraw.Draw(canvas).rectangle((left, top, right, bottom), outline=_ACCENT, width=_FRAME)
 
 
 def _draw_caption(draw: ImageDraw, corner: tuple[int, int], caption: tuple[list[str], str], font: Font) -> None:

@@ -25,9 +25,9 @@ def check_scores(scores: ScoresRecord, name: str) -> None:
     steps = [look.step for look in scores.looks]
     if steps != sorted(set(steps)):
         raise ValueError(f"{name}: looks stand at steps {steps}, which do not rise")
-    strangers = sorted(set(scores.candidates) - set(scores.finish.index))
+    strangers = sorted(set(scores.candidates) - set(range(len(scores.seeds))))
     if strangers:
-        raise ValueError(f"{name}: candidates.{strangers[0]} has a finished picture but was not finished")
+        raise ValueError(f"{name}: candidates.{strangers[0]} has a picture, but there is no such candidate")
     _check_winner(scores, name)
 
 

@@ -102,7 +102,7 @@ class ScoresRecord:
     software: dict[str, str]  # package -> version
     ranked_by: Literal["score", "rank_sum"] = "score"  # what orders finished samples
     cut_short: bool = False  # whether a limit left only the leader
-    candidates: dict[int, str] = field(default_factory=dict)  # candidate -> saved finished picture, path as ``sheet``
+    candidates: dict[int, str] = field(default_factory=dict)  # candidate -> its picture, path as ``sheet``
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from difalign.report.search_pictures import Pictures, write_pictures
 from difalign.report.search_records import (
     RUN_FORMAT,
     SCORES_FORMAT,
@@ -111,12 +112,21 @@ def fake_search(
         if scores.prompt in failed:
             line = ResultLine(f"k{number}", scores.prompt, None, None, "the reward raised ValueError", scores.cost, 0.1)
         else:
-            write_scores(folder / name, scores)
-            picture(scores.winner.index, size).save(folder / name / "winner.png")
+            finish = pictures_of(scores.finish, size)
+            write_scores(folder / name, write_pictures(folder / name, scores, look_pictures(scores, size), finish))
             line = ResultLine(f"k{number}", scores.prompt, name, scores.winner, None, scores.cost, 0.6)
         append_result(folder, line)
     write_run(folder, run_of(prompts, records[0], failed=failed, **settings))
     return folder
+
+
+def look_pictures(scores: ScoresRecord, size: int = 12) -> list[Pictures | None]:
+    return [pictures_of(look, size) for look in scores.looks]
+
+
+def pictures_of(look: LookRecord, size: int = 12) -> Pictures:
+    """The pictures of the candidates of a look, under as much noise as its sigma."""
+    return np.stack([np.asarray(picture(candidate, size, blur=look.sigma or 0.0)) for candidate in look.index])
 
 
 def picture(candidate: int, size: int = 12, *, blur: float = 0.0) -> Image.Image:

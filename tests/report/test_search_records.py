@@ -34,7 +34,12 @@ def test_what_is_written_is_read_back_with_seeds_of_63_bits(tmp_path: Path) -> N
     folder = fake_search(tmp_path)
     for number, prompt in enumerate(PROMPTS):
         scores = scores_of(prompt, number)
-        assert read_scores(folder / f"p{number:05d}") == scores
+        read = read_scores(folder / f"p{number:05d}")
+        assert [look.sheet for look in (*read.looks, read.finish)] == [
+            f"looks/{name}.png" for name in ("look0", "look1", "finish")
+        ]
+        looks = tuple(replace(look, sheet=None) for look in read.looks)
+        assert replace(read, looks=looks, finish=replace(read.finish, sheet=None)) == scores
         assert scores.seeds[0] > 2**62
         assert scores.finish.score_of(scores.winner.index) == scores.winner.score
     assert read_run_record(folder) == run_of(PROMPTS, scores_of(PROMPTS[0], 0))
@@ -49,7 +54,7 @@ def test_what_is_written_is_read_back_with_seeds_of_63_bits(tmp_path: Path) -> N
         (lambda d: d["looks"][0].update(step="2"), r"looks.0.step: .*integer"),
         (lambda d: d["looks"][0].update(sigma=-1.0), r"looks.0.sigma: .*greater than 0"),
         (lambda d: d["finish"]["index"].__setitem__(0, 99), r"finish.index and who was alive before .* candidate 99"),
-        (lambda d: d["looks"][1]["index"].__setitem__(0, 7), r"looks.1.index and who was alive before .* candidate 7"),
+        (lambda d: d["looks"][0]["kept"].pop(), r"looks.1.index and who was alive before differ in candidate \d"),
         (lambda d: d["looks"][0]["scores"].pop(), r"looks.0.scores has 7 entries for 8 candidates"),
         (lambda d: d["looks"][0]["components"]["count"].pop(), r"looks.0.components.count has 7 entries"),
         (lambda d: d["looks"][0]["kept"].__setitem__(0, 99), r"looks.0.kept"),
@@ -57,9 +62,9 @@ def test_what_is_written_is_read_back_with_seeds_of_63_bits(tmp_path: Path) -> N
         (lambda d: d["looks"][0].update(sigma=None), r"looks.0.sigma is None"),
         (lambda d: d["looks"][0]["errors"].update({"99": "bad"}), r"looks.0.errors is \[99\]"),
         (lambda d: d["looks"][1].update(step=0), r"looks stand at steps \[2, 0\], which do not rise"),
-        (lambda d: d["looks"][0].update(sheet="looks/look0.png"), r"looks.0.sheet names looks/look0.png, which"),
+        (lambda d: d["looks"][0].update(sheet="looks/look9.png"), r"looks.0.sheet names looks/look9.png, which"),
         (lambda d: d["looks"][0].update(sheet="../look0.png"), r"looks.0.sheet is '../look0.png'; it must be"),
-        (lambda d: d.update(candidates={"0": "candidates/0.png"}), r"candidates.0 has a finished picture"),
+        (lambda d: d.update(candidates={"99": "candidates/99.png"}), r"candidates.99 has a picture, but there is no"),
         (lambda d: d["winner"].update(seed=1), r"winner.seed is not that of candidate"),
         (lambda d: d["winner"].update(score=9.5), r"winner.score is 9.5, but finish says 0"),
         (lambda d: d.update(winner=None), r"finish.kept is \[\d\] and the winner \[\]"),
