@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from difalign.report import words
 from difalign.report.alarms import count_alarms
-from difalign.report.chart import Chart, IntervalMark, interval_axis, interval_mark, line_chart
+from difalign.report.chart import IntervalMark, interval_axis, interval_mark, line_chart
 from difalign.report.comparison import sample_pairs
 from difalign.report.embedding import data_uri, embed
 from difalign.report.images import Pair
 from difalign.report.log import REPORT_FILE, write_text_atomically
 from difalign.report.records import SampleRecord, spread_over_kinds
+from difalign.report.rendering import render
 from difalign.report.run_folder import Run, read_run
 from difalign.report.series import (
     TOTALS,
@@ -102,17 +103,7 @@ def write_report(folder: Path) -> Path:
 
 def render_page(run: Run) -> str:
     """The page as HTML text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("difalign.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["chart_data"] = _chart_data
-    return templates.get_template("report.html.j2").render(_content(run))
+    return render("report.html.j2", _content(run))
 
 
 def _content(run: Run) -> dict[str, Any]:
@@ -311,12 +302,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             rows.append((label, words.compact(value) if words.number(value) is not None else json.dumps(value)))
     return rows
-
-
-def _chart_data(chart: Chart) -> str:
-    """What the page's script needs to show values under the pointer."""
-    curves = [
-        {"name": curve.name, "colour": curve.colour, "points": curve.points, "labels": curve.labels}
-        for curve in chart.curves
-    ]
-    return json.dumps({"positions": chart.positions, "curves": curves}, separators=(",", ":"))

@@ -17,6 +17,7 @@ from difalign.report.embedding import embed
 from difalign.report.histogram import Histogram, histogram
 from difalign.report.images import captioned_grid
 from difalign.report.log import plain, write_bytes_atomically, write_text_atomically
+from difalign.report.rendering import render
 from difalign.report.score_summary import Comparison, ScoreSummary, compare_scores, summarise_scores
 from difalign.report.score_table import ScoredPicture
 
@@ -95,16 +96,7 @@ def write_score_report(folder: Path, scores: Scores, *, seed: int, open_picture:
 
 def render_scores(scores: Scores, *, seed: int, open_picture: Opener) -> str:
     """The page as HTML text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("difalign.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("scores.html.j2").render(_content(scores, seed, open_picture))
+    return render("scores.html.j2", _content(scores, seed, open_picture))
 
 
 def _figures(scores: Scores, seed: int) -> dict[str, Any]:

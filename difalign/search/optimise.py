@@ -106,24 +106,6 @@ def expected(recording: Recording, checks: Sequence[Check], candidates: int, *, 
     return total / draws
 
 
-def expected_best(rewards: Tensor, count: int) -> Tensor:
-    """The expected best of ``count`` drawn without replacement from M rewards [..., M], exactly; [...] float64.
-
-    ``sum_k r_(k) C(k - 1, n - 1) / C(M, n)`` with r_(k) rising.
-
-    Raises:
-        ValueError: if count lies outside 1 to M.
-    """
-    pool = rewards.shape[-1]
-    if not 1 <= count <= pool:
-        raise ValueError(f"the best of {count} among {pool} rewards; count must lie in 1 to {pool}")
-    weights = torch.zeros(pool, dtype=torch.float64)
-    weights[pool - 1] = count / pool
-    for k in range(pool - 1, count - 1, -1):  # C(k - 1, n - 1) / C(k, n - 1) = (k - n + 1) / k, without large numbers
-        weights[k - 1] = weights[k] * (k - count + 1) / k
-    return (rewards.double().sort(dim=-1).values * weights).sum(dim=-1)
-
-
 def schedules(recording: Recording, *, keeps: Sequence[float], max_stages: int) -> Iterator[tuple[Check, ...]]:
     """Every schedule of up to ``max_stages`` recorded levels with these shares; the first is best-of-N."""
     for count in range(max_stages + 1):
