@@ -124,7 +124,7 @@ def _facts(found: SearchRun) -> list[tuple[str, str]]:
         ("Candidates a prompt", words.count(plan.candidates) if plan else words.MISSING),
         ("Walked to the end", words.count(plan.finished) if plan else words.MISSING),
         *((name.capitalize(), _text(resolved[name])) for name in ("method", "pipeline", "reward")),
-        ("Judge on the way", _text(resolved.get("preview", words.MISSING))),
+        ("Judge on the way", _text(resolved.get("preview")) if plan and plan.stages else words.MISSING),
         ("Seed", str(resolved["seed"])),
         ("Device", run.device),
         ("Time", words.duration(run.totals.seconds)),

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from difalign.report.alarms import Alarm
 from difalign.report.log import RunLog
 from difalign.report.page import data_uri, write_report
 from difalign.report.records import Evaluation, SampleRecord
+from tests.report.browser import browse
 from tests.report.fake_diagnostics import leaf_pictures, seen_at
 from tests.report.fake_run import FakeRun
 
@@ -174,27 +174,6 @@ def test_templates_lie_in_the_package_and_are_plain_files() -> None:
         assert templates.joinpath(name).is_file()
 
 
-def browse(chromium: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-    return subprocess.run(
-        [
-            chromium,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            *quiet,
-            "--enable-logging=stderr",
-            f"--user-data-dir={folder / 'profile'}",
-            *options,
-            f"file://{folder / 'report.html'}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-
-
 def with_diagnostics(folder: Path) -> Path:
     """The run, which was looked at twice."""
     for rollout in (0, 50):
@@ -269,7 +248,7 @@ def test_a_browser_shows_it_without_an_error(chromium: str, fake_run: FakeRun) -
     </script>"""
     page.write_text(page.read_text().replace("</body>", probe + "</body>"))
     for size in ("1200,900", "500,900"):
-        done = browse(chromium, folder, "--dump-dom", f"--window-size={size}")
+        done = browse(chromium, page, "--dump-dom", f"--window-size={size}")
         found = json.loads(re.findall(r'data-probe="([^"]*)"', done.stdout)[-1].replace("&quot;", '"'))
         assert "CONSOLE" not in done.stderr
         assert found["shown"]

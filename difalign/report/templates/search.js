@@ -49,15 +49,16 @@ const winnerCard = (entry) => {
 // Ranks within each level, as shares from best to worst: scores of two levels have no common scale.
 const ranksChart = (detail) => {
   const card = element("section", "card ranks"), width = 400, height = 210, levels = detail.levels, paths = new Map();
-  card.append(element("h3", "", "Rank at each level"), element("p", "faint", "Among those alive there, the best on top. Scores of different levels are not comparable, ranks are."));
+  card.append(element("h3", "", "Rank at each level"), element("p", "faint", "Among those alive there, the best on top. Scores of different levels are not comparable."));
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height + 22}`, role: "img", "aria-label": "Rank of every candidate at each level; the winner stood at " + levels.map((level, i) => saying(level, i, detail.winner)).join(", ") });
-  const across = (i) => 34 + (i * (width - 68)) / Math.max(1, levels.length - 1);
+  const across = (i) => 48 + (i * (width - 84)) / Math.max(1, levels.length - 1);
   levels.forEach((level, i) => {
     const x = across(i);
     draw("path", { class: "level", d: `M${x} 8V${height}` }, svg);
     draw("text", { x, y: height + 16, "text-anchor": "middle" }, svg, level.sigma === null ? "finished" : "σ " + level.sigma);
     const scored = ranked(level).filter((one) => one.score !== null);
-    scored.forEach(({ candidate }, rank) => {
+    scored.forEach(({ candidate, score }) => {
+      const equal = scored.filter((one) => one.score === score).length, rank = rankOf(level, candidate) - 1 + (equal - 1) / 2;
       const y = 14 + (rank * (height - 24)) / Math.max(1, scored.length - 1);
       paths.set(candidate, [...(paths.get(candidate) ?? []), [x, y]]);
     });
@@ -105,7 +106,7 @@ const candidateTable = (detail) => {
     const at = level.index.indexOf(candidate);
     if (at < 0) return "";
     if (level.scores[at] === null) return level.errors[candidate] ?? "–";
-    return level === finish ? short(level.scores[at]) : String(ranked(level).findIndex((one) => one.candidate === candidate) + 1);
+    return level === finish ? short(level.scores[at]) : String(rankOf(level, candidate));
   };
   const rows = order.map((candidate) => {
     const { fate } = story(detail, candidate);

@@ -19,6 +19,11 @@ const ranked = (level) =>
   level.index
     .map((candidate, position) => ({ candidate, score: level.scores[position] }))
     .sort((a, b) => (a.score === null) - (b.score === null) || (b.score ?? 0) - (a.score ?? 0) || a.candidate - b.candidate);
+// 1 is the best; equal scores share a rank.
+const rankOf = (level, candidate) => {
+  const score = level.scores[level.index.indexOf(candidate)];
+  return 1 + level.scores.filter((other) => other !== null && other > score).length;
+};
 const levelName = (level, number) => (level.sigma === null ? "finished" : "stage " + (number + 1) + ", σ " + level.sigma);
 
 // What one level says of a candidate, in words.
@@ -27,8 +32,7 @@ const saying = (level, number, candidate) => {
   if (position < 0) return "";
   const score = level.scores[position];
   if (score === null) return levelName(level, number) + ": " + (level.errors[candidate] ? "no score, " + level.errors[candidate] : "not scored");
-  const rank = ranked(level).findIndex((one) => one.candidate === candidate) + 1;
-  return levelName(level, number) + ": rank " + rank + " of " + level.index.length + " (score " + short(score) + ")";
+  return levelName(level, number) + ": rank " + rankOf(level, candidate) + " of " + level.index.length + " (score " + short(score) + ")";
 };
 const story = (detail, candidate) => {
   const parts = detail.levels.map((level, number) => saying(level, number, candidate)).filter(Boolean);
@@ -89,8 +93,7 @@ const drawTile = (svg, detail, column, place) => {
   } else if (place.row) {
     const x = place.x + place.size + 8, middle = place.y + place.height / 2;
     draw("text", { class: "name", x, y: middle - 2 }, group, "no. " + candidate);
-    const rank = ranked(level).findIndex((one) => one.candidate === candidate) + 1;
-    draw("text", { class: "soft", x, y: middle + 13 }, group, score === null ? "" : column.last ? short(score) : "rank " + rank);
+    draw("text", { class: "soft", x, y: middle + 13 }, group, score === null ? "" : column.last ? short(score) : "rank " + rankOf(level, candidate));
   }
   return group;
 };
