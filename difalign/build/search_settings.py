@@ -19,7 +19,8 @@ from difalign.core.config_yaml import read_yaml
 from difalign.core.errors import ConfigError
 
 DEFAULTS = "configs/search"
-BRANCHES: tuple[Literal["guided", "conditional"], ...] = ("guided", "conditional")
+Branch = Literal["guided", "conditional"]
+BRANCHES: tuple[Branch, ...] = ("guided", "conditional")
 
 
 class SearchDefaults(Section):
@@ -73,7 +74,7 @@ class StageWords:
 
     sigma: float
     keep: float | int  # a share, or a count
-    branch: Literal["guided", "conditional"] | None = None
+    branch: Branch | None = None
 
 
 def find_defaults(pipeline: str) -> SearchDefaults:
@@ -116,7 +117,7 @@ def _stage(part: str, text: str) -> StageWords:
         )
     if len(words) == 3 and words[2] not in BRANCHES:
         raise ConfigError(f"--stages {text!r}: branch = {words[2]!r}: must be one of {', '.join(BRANCHES)}")
-    branch = next((name for name in BRANCHES if words[2:] == [name]), None)
+    branch: Branch | None = next((name for name in BRANCHES if words[2:] == [name]), None)
     return StageWords(sigma, _keep(words[1], text), branch)
 
 
