@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_args
 
 from difalign.build.cards import Found, PipelineCard, load_pipeline_card
 from difalign.build.definitions import find_file
@@ -26,6 +27,7 @@ from difalign.build.search_settings import (
     read_size,
     read_stages,
 )
+from difalign.core.config import DtypeName, RuleName
 from difalign.core.config_rewards import RewardConfig
 from difalign.core.errors import ConfigError, in_one_message
 from difalign.core.families import FAMILIES
@@ -119,6 +121,10 @@ def _check_words(settings: SearchSettings) -> None:
     one_of("--aggregate", settings.aggregate, AGGREGATES)
     one_of("--accounting", settings.accounting, ACCOUNTINGS)
     one_of("--save", settings.save, SAVES)
+    if settings.dtype is not None:
+        one_of("--dtype", settings.dtype, get_args(DtypeName))
+    if settings.rule is not None:
+        one_of("--rule", settings.rule, get_args(RuleName))
     if settings.out is None and not settings.dry_run:
         raise ConfigError("--out: is missing; give the folder for the results, or --dry-run to see the plan alone")
 

@@ -11,7 +11,6 @@ from typing import Literal
 from pydantic import Field
 
 from difalign.build.definitions import find_definition, is_path, known_names
-from difalign.core.config import DtypeName, RuleName
 from difalign.core.config_errors import checked
 from difalign.core.config_fields import Count, Section
 from difalign.core.config_rewards import RewardConfig
@@ -56,9 +55,9 @@ class SearchSettings:
     size: str | None = None
     guidance: float | None = None
     seed: int = 0
-    rule: RuleName | None = None
+    rule: str | None = None
     noise_level: float | None = None
-    dtype: DtypeName | None = None
+    dtype: str | None = None
     device: str | None = None
     micro_batch: int = 16
     prompts_in_flight: int = 4

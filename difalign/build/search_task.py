@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from difalign.build.factory import build_pipeline, build_process, build_reward
 from difalign.build.score_pictures import Scorer, check_device
@@ -19,6 +19,7 @@ from difalign.core.prompts import Prompt
 if TYPE_CHECKING:
     import torch
 
+    from difalign.core.config import DtypeName, RuleName
     from difalign.core.protocols import Pipeline, RewardModel
     from difalign.core.types import NoiseGrid, Plan
     from difalign.search.budget import Forecast, Walk
@@ -130,12 +131,12 @@ def _pipeline(inputs: SearchInputs, device: torch.device) -> Pipeline:
     settings, card = inputs.settings, inputs.pipeline.card
     pipeline = build_pipeline(
         inputs.pipeline,
-        process=build_process(settings.rule or FAMILIES[card.family].rules[0]),
+        process=build_process(cast("RuleName", settings.rule) or FAMILIES[card.family].rules[0]),
         guidance=inputs.guidance,
         device=device,
         height=inputs.height,
         width=inputs.width,
-        dtype=settings.dtype,
+        dtype=cast("DtypeName | None", settings.dtype),
     )
     if inputs.lora is not None:
         load = getattr(pipeline.tuning, "load_lora", None)
