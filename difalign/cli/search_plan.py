@@ -22,8 +22,8 @@ def show_plan(task: SearchTask) -> None:
     inputs, plan, walk = task.inputs, task.plan, task.walk
     console = Console()
     typer.echo(
-        f"{inputs.pipeline.card.name}, {inputs.method}: {plan.candidates} candidates a prompt, {plan.finished} finished; "
-        f"{walk.num_steps} steps of {walk.branches} evaluations a row"
+        f"{inputs.pipeline.card.name}, {inputs.method}: {plan.candidates} candidates a prompt, {plan.finished} finished"
+        f"; {walk.num_steps} steps of {walk.branches} evaluations a row"
     )
     looks = {check.step: check for check in walk.checks}
     steps = Table("step", "sigma", "alive", "look", box=box.SIMPLE, title="Alive by step", title_justify="left")
