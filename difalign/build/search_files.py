@@ -100,9 +100,9 @@ def _scores(
     looks = []
     for look in found.looks:
         reading = readings[look.step]
-        judge, sources = (task.judge.name, reading.sources) if task.walk.scored else (None, ())
+        judge, sources = (task.inputs.previewed_by, reading.sources) if task.walk.scored else (None, ())
         looks.append(_look(look, judge=judge, sources=sources, decoded=reading.decoded))
-    finish = _look(found.finish, judge=task.reward.name, sources=(), decoded=True)
+    finish = _look(found.finish, judge=task.inputs.judged_by, sources=(), decoded=True)
     winner = None
     if found.winner is not None:
         assert found.score is not None

@@ -64,10 +64,20 @@ class SearchInputs:
     out: Path | None  # None only for a dry run
 
     @property
+    def judged_by(self) -> str:
+        """Who decides, in words."""
+        return " + ".join(self.rewards)
+
+    @property
+    def previewed_by(self) -> str:
+        """Who judges estimates, in words."""
+        return " + ".join(self.rewards if self.previews is None else self.previews)
+
+    @property
     def cards(self) -> dict[str, str]:
         """Digest of every card that is named."""
-        named = {f"reward {name}": scorer.found for name, scorer in self.rewards.items()}
-        named |= {f"preview {name}": scorer.found for name, scorer in (self.previews or {}).items()}
+        named = {name: scorer.found for name, scorer in self.rewards.items()}
+        named |= {f"{name} as preview": scorer.found for name, scorer in (self.previews or {}).items()}
         marks = fingerprints(self.pipeline, named, (), ())
         return {name: mark for name, mark in marks.items() if not name.startswith("prompts.")}
 

@@ -25,6 +25,7 @@ from difalign.build.search_preflight import SearchInputs, as_given
 from difalign.build.search_task import SearchTask, build_search
 from difalign.core.errors import ConfigError
 from difalign.report.environment import PACKAGES, git_commit, package_versions
+from difalign.report.search_page import write_report
 from difalign.report.search_records import (
     RUN_FILE,
     RUN_FORMAT,
@@ -72,8 +73,10 @@ def run_search(inputs: SearchInputs, *, quiet: bool = False) -> Outcome | None:
     failed = True
     try:
         with progress_view(is_main=runtime.is_main and not quiet, unit="prompt", phases=True) as view:
-            task = _load(inputs, runtime, view)
-            run = _Run(task, runtime, view, package_versions(PACKAGES))
+            earlier = runtime.agree(_earlier(inputs) if runtime.is_main else None)
+            task = _load(inputs, runtime, view, earlier)
+            before = 0.0 if earlier is None else earlier["seconds"]
+            run = _Run(task, runtime, view, package_versions(PACKAGES), before)
             outcome = run.everything()
         failed = False
     except OSError as error:
@@ -118,11 +121,10 @@ def _open_runtime() -> Runtime:
     return runtime
 
 
-def _load(inputs: SearchInputs, runtime: Runtime, view: ProgressView) -> SearchTask:
+def _load(inputs: SearchInputs, runtime: Runtime, view: ProgressView, earlier: dict[str, Any] | None) -> SearchTask:
     import torch
 
     device = torch.device(inputs.settings.device) if inputs.settings.device is not None else runtime.device
-    earlier = runtime.agree(_earlier(inputs) if runtime.is_main else None)
     candidates = None if earlier is None else earlier["candidates"]
     task = build_search(inputs, device=device, agree=runtime.agree, candidates=candidates)
     if earlier is not None:
@@ -149,7 +151,11 @@ def _earlier(inputs: SearchInputs) -> dict[str, Any] | None:
             f"--resume: {inputs.out} was searched with the budget {run.resolved.get('budget')}, not {budget}; "
             "use the same, or another --out"
         )
-    return {"candidates": None if run.plan is None else run.plan.candidates, "resolved": run.resolved}
+    return {
+        "candidates": None if run.plan is None else run.plan.candidates,
+        "resolved": run.resolved,
+        "seconds": run.totals.seconds or 0.0,
+    }
 
 
 def _check_same(inputs: SearchInputs, earlier: dict[str, Any], task: SearchTask) -> None:
@@ -180,6 +186,7 @@ class _Run:
     runtime: Runtime
     view: ProgressView
     software: dict[str, str]
+    before: float  # seconds that went into the run before it was interrupted
     tally: _Tally = field(default_factory=_Tally)
 
     def everything(self) -> Outcome | None:
@@ -193,7 +200,7 @@ class _Run:
         if self.runtime.is_main:
             lines = files.merge(order)
             self._check_places(lines, order)
-            write_run(inputs.out, self._record(lines, seconds=None))
+            write_run(inputs.out, self._record(lines, seconds=self.before))
         finished = set(self.runtime.agree([line.key for line in lines if line.winner is not None]))
         self.runtime.barrier()
         share = self.runtime.share(inputs.mine)
@@ -210,9 +217,10 @@ class _Run:
         if not self.runtime.is_main:
             return None
         lines = files.merge(order)
-        run = self._record(lines, seconds=time.perf_counter() - begun)
+        run = self._record(lines, seconds=self.before + time.perf_counter() - begun)
         write_run(inputs.out, run)
         files.clear()
+        write_report(inputs.out)
         return Outcome(run, lines, self.tally.unscored)
 
     def _check_places(self, lines: Sequence[ResultLine], order: dict[str, int]) -> None:
@@ -306,7 +314,7 @@ class _Run:
         said = f"winners: mean {sum(scores) / len(scores):.4g}, last {scores[-1]:.4g}" if scores else ""
         self.view.run(self.tally.done, total, said)
 
-    def _record(self, lines: Sequence[ResultLine], *, seconds: float | None) -> RunRecord:
+    def _record(self, lines: Sequence[ResultLine], *, seconds: float) -> RunRecord:
         from pathlib import Path
 
         task, inputs = self.task, self.task.inputs

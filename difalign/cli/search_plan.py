@@ -91,7 +91,7 @@ def _look(task: SearchTask, step: int) -> str:
     if not task.walk.scored:
         return f"{keep}, at random"
     read = " and ".join(check.reading.sources)
-    return f"{keep}, {task.judge.name} reads the {read} {'pictures' if check.reading.decoded else 'latents'}"
+    return f"{keep}, {task.inputs.previewed_by} reads the {read} {'pictures' if check.reading.decoded else 'latents'}"
 
 
 def _number(value: float) -> str:
