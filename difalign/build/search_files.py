@@ -162,10 +162,10 @@ class ResultFiles:
         """One more prompt; safely on the disk on return."""
         append_result(self._own, line)
 
-    def merge(self, order: Mapping[str, int]) -> tuple[ResultLine, ...]:
-        """Join the lines of all processes, by key and in the order of the prompts, and clear what they leave.
+    def read(self, order: Mapping[str, int]) -> tuple[ResultLine, ...]:
+        """The lines of all processes, once a key and in the order of the prompts; what is unknown comes last.
 
-        Of two lines of one key the one with a winner stays. To be called by one process, while no other writes.
+        Of two lines of one key the one with a winner counts.
 
         Raises:
             ConfigError: if a file cannot be read.
@@ -174,19 +174,24 @@ class ResultFiles:
 
         by_key: dict[str, ResultLine] = {}
         try:
-            for folder in (self.out, *sorted((self.out / UNFINISHED).glob("rank*"))):
+            for folder in (self.out, *self._of_processes()):
                 for line in read_results(folder):
                     if line.winner is not None or line.key not in by_key:
                         by_key[line.key] = line
         except ValueError as error:
             raise ConfigError(f"--out {str(self.out)!r}: {error}; correct the file, or use another --out") from error
         last = len(order)
-        lines = tuple(sorted(by_key.values(), key=lambda line: (order.get(line.key, last), line.key)))
+        return tuple(sorted(by_key.values(), key=lambda line: (order.get(line.key, last), line.key)))
+
+    def join(self, lines: Sequence[ResultLine]) -> None:
+        """Write what ``read`` gave into one file; to be called by one process, while no other writes."""
         if lines:
             write_results(self.out, lines)
-        for folder in (self.out / UNFINISHED).glob("rank*"):
-            (folder / "results.jsonl").unlink(missing_ok=True)
-        return lines
+        for folder in self._of_processes():
+            shutil.rmtree(folder)
+
+    def _of_processes(self) -> list[Path]:
+        return sorted((self.out / UNFINISHED).glob("rank*"))
 
     def clear(self) -> None:
         """Remove what only an unfinished run needs."""

@@ -22,7 +22,7 @@ from difalign.build.search_files import (
     write_prompt,
 )
 from difalign.build.search_preflight import SearchInputs, as_given
-from difalign.build.search_task import SearchTask, build_search
+from difalign.build.search_task import OF_ONE_PROMPT, SearchTask, build_search
 from difalign.core.errors import ConfigError
 from difalign.report.environment import PACKAGES, git_commit, package_versions
 from difalign.report.search_page import write_report
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from difalign.train.runtime import Runtime
 
 _PATIENCE = 7 * 24 * 3600.0  # seconds; processes wait for one another only at the end, where shares may differ by far
-# What a reward or a model may raise over one prompt; anything else is a fault of the program and ends it.
-_OF_ONE_PROMPT = (ValueError, RuntimeError, OSError, ArithmeticError, LookupError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +196,9 @@ class _Run:
         order = {key: i for i, key in keys.items()}
         lines: tuple[ResultLine, ...] = ()
         if self.runtime.is_main:
-            lines = files.merge(order)
+            lines = files.read(order)
             self._check_places(lines, order)
+            files.join(lines)
             write_run(inputs.out, self._record(lines, seconds=self.before))
         finished = set(self.runtime.agree([line.key for line in lines if line.winner is not None]))
         self.runtime.barrier()
@@ -216,7 +215,8 @@ class _Run:
         self.runtime.barrier()
         if not self.runtime.is_main:
             return None
-        lines = files.merge(order)
+        lines = files.read(order)
+        files.join(lines)
         run = self._record(lines, seconds=self.before + time.perf_counter() - begun)
         write_run(inputs.out, run)
         files.clear()
@@ -243,7 +243,7 @@ class _Run:
             return self._found(group, keys, begun)
         except ConfigError:
             raise
-        except _OF_ONE_PROMPT as error:
+        except OF_ONE_PROMPT as error:
             if refused_by_disk(error):
                 raise
             if len(group) == 1:

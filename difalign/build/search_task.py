@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from difalign.build.factory import build_pipeline, build_process, build_reward
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from difalign.search.prices import Prices
     from difalign.search.ranking import Ranking
 
+# What a reward or a model may raise over one prompt; anything else is a fault of the program and ends it.
+OF_ONE_PROMPT = (ValueError, RuntimeError, OSError, ArithmeticError, LookupError, TypeError, AttributeError)
 Agree = Callable[[Any], Any]  # the main process's value, on every process
 
 
@@ -96,7 +99,6 @@ def build_search(
     from difalign.search.prices import measure
     from difalign.search.probe import evaluations_a_row
 
-    settings = inputs.settings
     check_device(str(device))
     pipeline = _pipeline(inputs, device)
     reward = build_reward(*_split(inputs.rewards), device=device)
@@ -110,19 +112,7 @@ def build_search(
             _check_level(judge, check.sigma)
     except ValueError as error:
         raise ConfigError(f"--method {inputs.method}: {error}") from error
-    few = [inputs.prompts[i] for i in inputs.mine[: settings.prompts_in_flight]]
-    prices = agree(
-        measure(
-            pipeline,
-            reward,
-            judge,
-            [prompt.text for prompt in few],
-            walk=walk,
-            grid=grid,
-            micro_batch=settings.micro_batch,
-            metadata=[prompt.metadata for prompt in few],
-        )
-    )
+    prices = agree(_measured(inputs, partial(measure, pipeline, reward, judge, walk=walk, grid=grid)))
     plan = _plan(inputs, walk, prices, candidates)
     return SearchTask(inputs, pipeline, reward, judge, method, grid, _noise(inputs), walk, prices, plan)
 
@@ -215,6 +205,19 @@ def _noise(inputs: SearchInputs) -> Plan:
     if level == 0.0 or inputs.steps == 1:  # the last step is noise-free anyway
         return deterministic(inputs.steps)
     return tuple(StepPlan(entry.noise_level) for entry in plain(inputs.steps, level))
+
+
+def _measured(inputs: SearchInputs, measure: Callable[..., Prices]) -> Prices:
+    """Prices on the first prompts together; where one of them fails, on the first that does not."""
+    few = [inputs.prompts[i] for i in inputs.mine[: inputs.settings.prompts_in_flight]]
+    failed: Exception | None = None
+    for chosen in (few, *([prompt] for prompt in few)):
+        texts, told = [prompt.text for prompt in chosen], [prompt.metadata for prompt in chosen]
+        try:
+            return measure(texts, metadata=told, micro_batch=inputs.settings.micro_batch)
+        except OF_ONE_PROMPT as error:
+            failed = error
+    raise ConfigError(f"none of the first {len(few)} prompts can be scored: {failed}") from failed
 
 
 def _plan(inputs: SearchInputs, walk: Walk, prices: Prices, candidates: int | None) -> Forecast:
