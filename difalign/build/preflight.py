@@ -82,7 +82,7 @@ def prepare(
     heldout = _collect(problems, lambda: _prompts("prompts.heldout", config.prompts.heldout, known))
     checks = [*_geometry(config, processes), *_trackers(config)]
     if check_weights:
-        checks += [*environment_problems(config), *_targets(pipeline, known), *_reward_weights(known)]
+        checks += [*environment_problems(config), *_targets(pipeline, known), *reward_weight_problems(known)]
         checks += _reward_modules(known)
     if train is not None:
         checks += _enough_prompts(config, train)
@@ -91,7 +91,7 @@ def prepare(
         checks += [
             *_size(config, pipeline),
             *_guidance(config, pipeline),
-            *(_weights(pipeline) if check_weights else ()),
+            *(pipeline_weight_problems(pipeline) if check_weights else ()),
         ]
     if check_output:
         checks += _output_folder(config)
@@ -238,7 +238,8 @@ def _guidance(config: RunConfig, pipeline: Found[PipelineCard]) -> Iterator[str]
             )
 
 
-def _weights(pipeline: Found[PipelineCard]) -> Iterator[str]:
+def pipeline_weight_problems(pipeline: Found[PipelineCard]) -> Iterator[str]:
+    """Why this machine cannot load a pipeline, as far as its files say."""
     key, source = f"pipeline = {pipeline.card.name!r}", pipeline.weights()
     if not isinstance(source, Path):
         assert source is not None  # a pipeline's card has a path or an id
@@ -261,7 +262,8 @@ def _weights(pipeline: Found[PipelineCard]) -> Iterator[str]:
         yield from (f"{key}: {problem}" for problem in folder_problems(source))
 
 
-def _reward_weights(rewards: Mapping[str, Found[RewardCard]]) -> Iterator[str]:
+def reward_weight_problems(rewards: Mapping[str, Found[RewardCard]]) -> Iterator[str]:
+    """Folders of weights that cards name and that are not there."""
     for name, found in rewards.items():
         folder = found.weights()
         if isinstance(folder, Path) and not folder.is_dir():

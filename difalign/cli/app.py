@@ -10,6 +10,7 @@ from difalign.cli.distill import distill
 from difalign.cli.doctor import doctor
 from difalign.cli.plan import plan
 from difalign.cli.score import score
+from difalign.cli.search import search
 from difalign.cli.status import status
 from difalign.cli.train import SETTINGS_CONTEXT, train
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command(context_settings=SETTINGS_CONTEXT)(train)
 app.command(context_settings=SETTINGS_CONTEXT)(plan)
 app.command(context_settings=SETTINGS_CONTEXT)(distill)
+app.command()(search)
 app.command()(score)
 app.command()(compare)
 app.command()(status)

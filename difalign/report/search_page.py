@@ -137,7 +137,7 @@ def _facts(found: SearchRun) -> list[tuple[str, str]]:
 
 def _costs(found: SearchRun) -> list[dict[str, str]]:
     """Planned against counted, a prompt and in all."""
-    run, done = found.run, len(found.results)
+    run, done = found.run, len(found.scores)
     counted = asdict(run.totals.cost)
     planned = asdict(run.plan.cost) if run.plan else dict.fromkeys(counted)
     rows = []
@@ -145,16 +145,14 @@ def _costs(found: SearchRun) -> list[dict[str, str]]:
         whole, ahead = counted[key], planned[key]
         if whole is None and ahead is None:
             continue
-        verdict = ""
-        if ahead is not None and key not in ("tflops", "seconds"):
-            verdict = "exactly" if whole == ahead * done else "differs"
+        exact = key not in ("tflops", "seconds") and None not in (whole, ahead)
         rows.append(
             {
                 "name": name,
                 "planned": words.compact(ahead),
                 "counted": words.compact(None if whole is None or not done else whole / done),
                 "total": words.compact(whole),
-                "verdict": verdict,
+                "verdict": "" if not exact else ("exactly" if whole == ahead * done else "differs"),
             }
         )
     return rows

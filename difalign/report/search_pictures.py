@@ -242,7 +242,13 @@ def _png(
     info = PngInfo()
     if scores is not None and look is not None and candidate is not None:
         score = look.score_of(candidate)
-        said = {"prompt": scores.prompt, "seed": scores.seeds[candidate], "score": score, "sigma": look.sigma}
+        said = {
+            "prompt": scores.prompt,
+            "index": candidate,
+            "seed": scores.seeds[candidate],
+            "score": score,
+            "sigma": look.sigma,
+        }
         for key, value in said.items():
             if value is not None:
                 info.add_itxt(key, str(value))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -256,6 +256,13 @@ def append_result(folder: Path, line: ResultLine) -> None:
         file.write(text.encode("utf-8") + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_results(folder: Path, lines: Sequence[ResultLine]) -> Path:
+    """Write ``results.jsonl`` anew with these lines, whole or not at all."""
+    path = folder / RESULTS_FILE
+    write_text_atomically(path, "".join(_dump(ResultLine, line, path.name, indent=None) + "\n" for line in lines))
+    return path
 
 
 def read_results(folder: Path) -> tuple[ResultLine, ...]:
