@@ -114,8 +114,8 @@ class LatentStudentConfig(Section):
     sources: Sources = ("guided",)  # of what is stored, stacked along the channels
     sigmas: Annotated[tuple[Sigma, ...], Field(strict=False, min_length=1)] | None = None  # null = all that are stored
     reader: FileName | None = None  # the card of what makes vectors of prompts; null = the teacher
-    # teacher: a CLIP teacher's picture tower, which knows already what random has to learn, with an embedding of patches
-    # of latents that is fitted to its own.
+    # teacher: a CLIP teacher's picture tower, which knows already what random has to learn, with a new embedding of
+    # patches that is fitted to latents.
     start: Literal["random", "teacher"] = "random"
     patch: Count = 2
     hidden: Count = 128

@@ -104,8 +104,7 @@ class LatentTower(nn.Module):
         vision = CLIPVisionConfig(
             image_size=config.patches, patch_size=1, **{name: config.vision[name] for name in _VISION}
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn again below
             whole: Any = CLIPVisionModel(vision)
             tower = getattr(whole, "vision_model", whole)  # transformers 5 has dissolved the wrapper in some releases
             self._side = side
@@ -120,14 +119,15 @@ class LatentTower(nn.Module):
                 nn.Linear(config.hidden, config.hidden),
                 nn.SiLU(),
             )
+            self._told: list[Tensor] = []  # the condition of the rows under way, for the modulations
+            self._modulate(self)
         self.offset = nn.Parameter(torch.zeros(()))
         self.factor = nn.Parameter(torch.ones(()))
         # Periods of sigma from 4, longer than all noise there is, down to 1/16: levels apart by a hundredth differ.
         self.register_buffer("periods", torch.logspace(2, -4, config.frequencies, base=2.0))
         self.register_buffer("target_mean", torch.zeros(()))
         self.register_buffer("target_std", torch.ones(()))
-        self._told: list[Tensor] = []  # the condition of the rows under way, for the modulations
-        self._modulate(self)
+        self._begin(torch.Generator().manual_seed(seed))
 
     @classmethod
     @torch.no_grad()
@@ -212,6 +212,17 @@ class LatentTower(nn.Module):
         self._told.clear()
         cosine = (F.normalize(self.projection(read).float(), dim=-1) * texts.float()).sum(dim=-1)
         return self.offset.float() + self.factor.float() * cosine
+
+    @torch.no_grad()
+    def _begin(self, source: torch.Generator) -> None:
+        """Xavier-uniform layers without bias."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and not name.endswith("modulation"):
+                nn.init.xavier_uniform_(module.weight, generator=source)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for parameter in (self.places, self.reading_token):
+            nn.init.normal_(parameter, std=0.02, generator=source)
 
     def _modulate(self, module: nn.Module) -> None:
         """Put a modulation around every layer normalisation."""

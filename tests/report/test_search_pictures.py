@@ -114,6 +114,7 @@ def test_pictures_are_saved_for_those_asked_for_and_say_what_they_are(tmp_path: 
     with Image.open(tmp_path / "winner.png") as winner:
         assert winner.text == {
             "prompt": "zwei <rote> Kreise",
+            "index": str(scores.winner.index),
             "seed": str(scores.winner.seed),
             "score": str(scores.winner.score),
         }

@@ -105,3 +105,12 @@ def test_latents_that_cannot_be_cut_alike_are_refused(reward: ClipReward):
 def test_a_description_that_lacks_something_is_refused():
     with pytest.raises(ValueError, match="no description of a latent tower"):
         LatentTowerConfig.from_json({"make": "tower", "channels": 2})
+
+
+def test_the_seed_decides_the_first_weights_and_nothing_else_is_drawn_from(reward: ClipReward):
+    before = torch.random.get_rng_state()
+    config = tower_of(reward, "guided").config
+    first, again, other = (LatentTower(config, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["patches.weight"], other["patches.weight"])
+    assert torch.equal(torch.random.get_rng_state(), before)
