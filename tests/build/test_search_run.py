@@ -163,6 +163,38 @@ def test_a_failed_prompt_is_tried_again_and_no_other(tmp_path: Path, monkeypatch
     assert order_of(tmp_path / "out") == list(PROMPTS)
 
 
+def test_prompts_in_flight_go_on_after_their_last_stage(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Killed after the look of the second pair: the first is not walked again, the second not up to its look."""
+    real = search_files.StateFile.save
+
+    def killed(self, state) -> None:
+        real(self, state)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+        saved.append(1)
+
+    saved: list[int] = []
+    with monkeypatch.context() as ending:
+        ending.setattr(search_files.StateFile, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            searched(tmp_path / "out")
+    assert order_of(tmp_path / "out") == list(PROMPTS[:2])
+    rows = []
+    inputs = prepare_search(settings(tmp_path / "out", resume=True))
+    network = build_search(inputs, device=torch.device("cpu"), agree=lambda value: value).pipeline.network
+    hook = network.register_forward_pre_hook(
+        lambda _module, _arguments, named: rows.append(named["hidden_states"].shape[0]), with_kwargs=True
+    )
+        lambda *given: rows.append(given[2]["hidden_states"].shape[0]), with_kwargs=True
+    )
+    searched(tmp_path / "out", resume=True)
+    hook.remove()
+    assert sum(rows) == 1 + 2 * 2  # one to see what a row costs; two survivors, two steps left
+    there, here = found(whole), found(tmp_path / "out")
+    assert {prompt: entry[2] for prompt, entry in here.items()} == {prompt: entry[2] for prompt, entry in there.items()}
+    assert all(read_scores(tmp_path / "out" / entry[1]).looks[0].sheet for entry in here.values())
+
+
 def test_another_search_is_not_gone_on_with(whole: Path):
     before = (whole / "results.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="seed was 0 and is 1"):
