@@ -79,7 +79,9 @@ class LoraForm:
         """The adapters."""
         network.requires_grad_(False)
         found = [parameter for name, parameter in network.named_parameters() if ".lora_" in name]
-        return [parameter.requires_grad_(True) for parameter in found]
+        for parameter in found:
+            parameter.requires_grad_(True)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
