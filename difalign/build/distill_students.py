@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from difalign.core.config_distill import FullStudentConfig, LatentStudentConfig, StudentConfig
+from difalign.core.config_distill import (
+    CopyStudentConfig,
+    LatentStudentConfig,
+    LoraStudentConfig,
+    ModulatedStudentConfig,
+    StudentConfig,
+)
 from difalign.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,6 +23,7 @@ if TYPE_CHECKING:
 
     from difalign.core.protocols import ReadsTexts, RewardModel
     from difalign.core.student_bank import StudentBank
+    from difalign.core.student_form import StudentForm
     from difalign.train.distill_latents import LatentDistillationSettings
     from difalign.train.distill_reward import DistillationSettings
     from difalign.train.estimate_table import ShardedTable
@@ -49,7 +57,27 @@ class StudentKind:
     decoded: bool  # whether it reads pictures; if not, latents
 
 
-def _teach_full(lesson: Lesson) -> StudentBank:
+def _full(_: StudentConfig) -> StudentForm:
+    from difalign.core.student_form import FullForm
+
+    return FullForm()
+
+
+def _lora(config: StudentConfig) -> StudentForm:
+    from difalign.reward_models.student_forms import LoraForm
+
+    assert isinstance(config, LoraStudentConfig)
+    return LoraForm(config.rank, config.alpha, config.targets, seed=config.seed)
+
+
+def _modulated(config: StudentConfig) -> StudentForm:
+    from difalign.reward_models.student_forms import ModulatedForm
+
+    assert isinstance(config, ModulatedStudentConfig)
+    return ModulatedForm(config.frequencies, config.hidden, config.whole, seed=config.seed)
+
+
+def _teach_copies(form: Callable[[StudentConfig], StudentForm], lesson: Lesson) -> StudentBank:
     from difalign.core.protocols import NetworkReward
     from difalign.train.distill_reward import distill
 
@@ -67,6 +95,7 @@ def _teach_full(lesson: Lesson) -> StudentBank:
         progress=lambda at: lesson.show(f"sigma {at.sigma:.2f} loss {at.loss:.3g}", at.step, at.steps),
         team=lesson.team,
         source=lesson.config.sources[0],
+        form=form(lesson.config),
     )
 
 
@@ -75,7 +104,7 @@ def _settings(lesson: Lesson) -> DistillationSettings:
     from difalign.train.distill_reward import DistillationSettings
 
     config = lesson.config
-    assert isinstance(config, FullStudentConfig)
+    assert isinstance(config, CopyStudentConfig)
     return DistillationSettings(
         curriculum=lesson.curriculum,
         learning_rate=config.learning_rate,
@@ -87,6 +116,7 @@ def _settings(lesson: Lesson) -> DistillationSettings:
         eps=config.eps,
         weight_decay=config.weight_decay,
         seed=config.seed,
+        replay=config.replay,
         loss=DistillationLoss(config.error_weight, config.ranking_weight, config.temperature),
     )
 
@@ -221,6 +251,8 @@ def _load_bank(folder: Path, teacher: RewardModel, reader: object) -> RewardMode
 STARTS: dict[str, Callable[[Lesson, ReadsTexts], nn.Module]] = {"random": _random_network, "teacher": _teachers_tower}
 
 STUDENT_KINDS: dict[str, StudentKind] = {
-    "full": StudentKind(_teach_full, _load_bank, decoded=True),
+    "full": StudentKind(partial(_teach_copies, _full), _load_bank, decoded=True),
+    "lora": StudentKind(partial(_teach_copies, _lora), _load_bank, decoded=True),
+    "modulated": StudentKind(partial(_teach_copies, _modulated), _load_bank, decoded=True),
     "latent": StudentKind(_teach_latent, _load_bank, decoded=False),
 }

@@ -86,10 +86,9 @@ class DistillSamplingConfig(Section):
         return self
 
 
-class FullStudentConfig(Section):
-    """One bank of students: copies of the teacher's network, one a level, all of whose weights are trained."""
+class CopyStudentConfig(Section):
+    """One bank of students that begin as copies of the teacher's network, taught level by level."""
 
-    kind: Literal["full"] = "full"  # TTSnap
     sources: Annotated[tuple[SourceName, ...], Field(strict=False, min_length=1, max_length=1)] = ("guided",)  # TTSnap
     sigmas: Annotated[tuple[Sigma, ...], Field(strict=False, min_length=1)] | None = None  # null = all that are stored
     learning_rate: Positive = 3e-6  # TTSnap: ImageReward; PickScore and HPSv2: 5e-7
@@ -104,7 +103,32 @@ class FullStudentConfig(Section):
     error_weight: NonNegative = 1.0  # TTSnap
     ranking_weight: NonNegative = 0.0  # TTSnap: an option that is off
     temperature: Positive = 0.5  # TTSnap
-    cache: bool = False  # own: keep decoded estimates of a level in memory, 8 bits; for more than one epoch
+    replay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0  # TTSnap; share of earlier levels in a batch
+    cache: bool = False  # own: keep decoded estimates of a level in memory, 8 bits; for more than one epoch, no replay
+
+
+class FullStudentConfig(CopyStudentConfig):
+    """All weights of each copy are trained."""
+
+    kind: Literal["full"] = "full"  # TTSnap
+
+
+class LoraStudentConfig(CopyStudentConfig):
+    """Adapters are trained beside the copy's linear layers."""
+
+    kind: Literal["lora"]
+    rank: Count = 8  # own
+    alpha: Count = 16  # own
+    targets: Annotated[tuple[str, ...], Field(strict=False)] = ()  # suffixes of layers' names; empty = all
+
+
+class ModulatedStudentConfig(CopyStudentConfig):
+    """One copy for all levels, whose layer normalisations are told sigma; it needs replay to remember the first."""
+
+    kind: Literal["modulated"]
+    frequencies: Count = 16  # own
+    hidden: Count = 64  # own
+    whole: bool = True  # own: train the teacher's own weights as well
 
 
 class LatentStudentConfig(Section):
@@ -149,7 +173,7 @@ class LatentStudentConfig(Section):
         return self
 
 
-StudentConfig = FullStudentConfig | LatentStudentConfig
+StudentConfig = FullStudentConfig | LoraStudentConfig | ModulatedStudentConfig | LatentStudentConfig
 
 
 class DistillEvaluationConfig(Section):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from difalign.core.protocols import NetworkReward, ReadsTexts, RewardModel
 from difalign.core.student_bank import BankLevel, StudentBank, file_sha256, reward_sha256
+from difalign.core.student_form import FullForm, StudentForm
 from difalign.reward_models.checkpoints import load_strictly, read_state_dict
 from difalign.reward_models.latent_network import LatentNetwork, LatentNetworkConfig
 from difalign.reward_models.latent_student import LatentScorer, LatentStudent
 from difalign.reward_models.latent_tower import LatentTower, LatentTowerConfig
 from difalign.reward_models.networks import shared_copy
+from difalign.reward_models.student_forms import LoraForm, ModulatedForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +69,20 @@ def load_students(
     return LOADERS[bank.kind](Shelf(bank, folder, teacher, reader))
 
 
-def _full(shelf: Shelf) -> dict[float, RewardModel]:
-    teacher = shelf.teacher
+def _copies(form: Callable[[Shelf], StudentForm], shelf: Shelf) -> dict[float, RewardModel]:
+    """Copies of the teacher's network, each with what its file holds; levels of one file share one."""
+    teacher, made = shelf.teacher, form(shelf)
     assert isinstance(teacher, NetworkReward)
-    return {level.sigma: _changed(teacher, shelf.folder, level) for level in shelf.bank.levels}
+    files = {level.file: level for level in shelf.bank.levels}
+    students = {name: _changed(teacher, shelf.folder, level, made) for name, level in files.items()}
+    return {level.sigma: students[level.file] for level in shelf.bank.levels}
+
+
+def _described(make: Callable[[Mapping[str, Any]], StudentForm], shelf: Shelf) -> StudentForm:
+    try:
+        return make(shelf.bank.network or {})
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{shelf.folder}: its students are not described ({error}); restore bank.json") from error
 
 
 def _latent(shelf: Shelf) -> dict[float, RewardModel]:
@@ -111,17 +125,18 @@ def _reader(shelf: Shelf) -> ReadsTexts:
     return reader
 
 
-def _changed(teacher: NetworkReward, folder: Path, level: BankLevel) -> RewardModel:
+def _changed(teacher: NetworkReward, folder: Path, level: BankLevel, form: StudentForm) -> RewardModel:
     path = folder / level.file
     changed = _verified(folder, level)
     network = shared_copy(teacher.model)
+    form.adapt(network)
     own = network.state_dict()
     wrong = [key for key in sorted(changed) if key not in own or own[key].shape != changed[key].shape]
     if wrong:
         raise ValueError(f"{path}: {', '.join(wrong[:6])}: unknown to {teacher.name!r} or of another shape")
     fitting = {key: tensor.to(own[key]) for key, tensor in changed.items()}
     network.load_state_dict(fitting, strict=False, assign=True)
-    return teacher.with_model(network)
+    return form.reward(teacher, network)
 
 
 def _verified(folder: Path, level: BankLevel) -> dict[str, Tensor]:
@@ -133,4 +148,9 @@ def _verified(folder: Path, level: BankLevel) -> dict[str, Tensor]:
     return read_state_dict(path)
 
 
-LOADERS: Mapping[str, Loader] = {"full": _full, "latent": _latent}
+LOADERS: Mapping[str, Loader] = {
+    "full": partial(_copies, lambda _: FullForm()),
+    "lora": partial(_copies, partial(_described, LoraForm.from_json)),
+    "modulated": partial(_copies, partial(_described, ModulatedForm.from_json)),
+    "latent": _latent,
+}

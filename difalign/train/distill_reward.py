@@ -16,6 +16,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -26,11 +27,13 @@ from difalign.core.errors import ConfigError
 from difalign.core.protocols import NetworkReward, ReadsEstimates, RewardModel
 from difalign.core.rng import generator
 from difalign.core.student_bank import BankLevel, StudentBank, file_sha256, read_bank, weights_sha256, write_bank
+from difalign.core.student_form import FullForm, StudentForm
 from difalign.core.types import Reading, Source
 from difalign.objective.distillation import DistillationLoss, check_curriculum, decayed_rate
 from difalign.objective.ranking import Agreement, agreement
 from difalign.train.bank_folder import open_bank
 from difalign.train.latent_table import LatentTable, check_table
+from difalign.train.replay import replayed_levels
 from difalign.train.shared_batches import backward_together, score_together
 from difalign.train.team import Team
 
@@ -92,6 +95,7 @@ class DistillationSettings:
     eps: float = 1e-8
     weight_decay: float = 0.01
     seed: int = 2000
+    replay: float = 0.0  # share of each batch that is of earlier levels; 0 in the released code
     loss: DistillationLoss = field(default_factory=DistillationLoss)
 
     def __post_init__(self) -> None:
@@ -100,6 +104,8 @@ class DistillationSettings:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} = {value}: must be a number above 0")
+        if not 0 <= self.replay < 1:
+            raise ValueError(f"replay = {self.replay}: must be in [0, 1), or the level itself is not trained")
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"epochs = {self.epochs}, batch_size = {self.batch_size}: both must be at least 1")
 
@@ -125,6 +131,8 @@ class DistillationProgress:
 
 Progress = Callable[[DistillationProgress], None]
 
+_WRAPPED = ".base_layer."  # what adapters put into the names of the layers that they sit on
+
 
 def distill(
     teacher: NetworkReward,
@@ -136,10 +144,11 @@ def distill(
     progress: Progress | None = None,
     team: Team | None = None,
     source: Source = "guided",
+    form: StudentForm | None = None,
 ) -> StudentBank:
     """Train a student a level and write each, once it is done, into the bank in ``folder``.
 
-    All weights of the network are trained that a score depends on, without dropout.
+    All weights of the network are trained that a score depends on, without dropout, unless ``form`` says otherwise.
 
     Args:
         teacher: where the first student starts; stays as it is.
@@ -150,6 +159,7 @@ def distill(
         progress: called after every step.
         team: the processes that train together; None = this one alone.
         source: whose estimates the table shows; stands in the bank.
+        form: what a student is made of and what of it is trained; None = a whole copy of the teacher's network.
 
     Raises:
         ConfigError: if the folder holds a bank and ``resume`` is not asked for, or one of other settings or teacher.
@@ -158,14 +168,23 @@ def distill(
     """
     check_table(table.prompts, table.target)
     base = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+    form = FullForm() if form is None else form
     empty = StudentBank(
-        teacher.name, weights_sha256(base), settings.curriculum, recipe=settings.recipe() | {"source": source}
+        teacher.name,
+        weights_sha256(base),
+        settings.curriculum,
+        recipe=settings.recipe() | {"source": source},
+        kind=form.kind,
+        network=form.to_json(),
     )
     bank = open_bank(folder, empty, resume=resume)
-    student = teacher.with_model(copy.deepcopy(teacher.model))
-    _carry(student.model, base, folder, bank)
+    network = copy.deepcopy(teacher.model)
+    form.adapt(network)
+    student = form.reward(teacher, network)
+    _carry(student.model, folder, bank)
     for level in range(len(bank.levels), len(settings.curriculum)):
-        losses = _train_level(student, table, settings, level=level, progress=progress, team=team)
+        trained = form.trainable(student.model)
+        losses = _train_level(student, trained, table, settings, level=level, progress=progress, team=team)
         student.model.requires_grad_(False)
         if team is not None and not team.is_main:
             team.barrier()
@@ -181,8 +200,14 @@ def distill(
             last_loss=losses[-1],
             reading=Reading((source,)),
         )
-        bank = replace(bank, levels=(*bank.levels, done))
+        before = bank.levels
+        if form.one_for_all:  # the network has gone on learning; what it was is no longer anyone's student
+            before = tuple(replace(known, file=done.file, sha256=done.sha256) for known in before)
+        superseded = {known.file for known in bank.levels}
+        bank = replace(bank, levels=(*before, done))
         write_bank(folder, bank)
+        for name in superseded - {known.file for known in bank.levels}:
+            (folder / name).unlink(missing_ok=True)
         if team is not None:
             team.barrier()
     return bank
@@ -256,6 +281,7 @@ def batches(belong: Tensor, *, size: int, together: bool, key: tuple[int, ...]) 
 
 def _train_level(
     student: NetworkReward,
+    parameters: Sequence[nn.Parameter],
     table: EstimateTable,
     settings: DistillationSettings,
     *,
@@ -265,7 +291,6 @@ def _train_level(
 ) -> list[float]:
     """Fit the student to one level with an optimiser of its own; the loss of every step."""
     sigma, belong = settings.curriculum[level], prompt_numbers(table.prompts)
-    parameters = list(student.model.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(
         parameters,
         lr=settings.learning_rate,
@@ -280,17 +305,18 @@ def _train_level(
         for rows in batches(belong, size=settings.batch_size, together=together, key=(settings.seed, level, epoch))
     ]
 
-    def score(rows: Tensor) -> Tensor:
-        asked = [table.prompts[int(row)] for row in rows]
-        return student.score(table.media(sigma, rows), asked, sigma=sigma).scores
-
     losses: list[float] = []
     for step, rows in enumerate(plan):
         rate = decayed_rate(step, steps=len(plan), first=settings.learning_rate, last_share=settings.last_rate_share)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        scores = score_together(score, rows, team)
-        loss = settings.loss(scores, table.target[rows].to(scores), belong[rows].to(scores.device))
+        key = (settings.seed, level, step)
+        levels = replayed_levels(belong[rows], level, share=settings.replay, together=together, key=key)
+        noise = torch.tensor(settings.curriculum, dtype=torch.float64)[levels]
+        scores = score_together(partial(_score, student, table, rows, noise), torch.arange(rows.numel()), team)
+        # Scores of different levels are not compared: the samples of a prompt at two levels are two groups.
+        group = belong[rows] * len(settings.curriculum) + levels
+        loss = settings.loss(scores, table.target[rows].to(scores), group.to(scores.device))
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(
@@ -307,7 +333,19 @@ def _train_level(
     return losses
 
 
-def _carry(network: nn.Module, base: Mapping[str, Tensor], folder: Path, bank: StudentBank) -> None:
+def _score(student: NetworkReward, table: EstimateTable, rows: Tensor, noise: Tensor, places: Tensor) -> Tensor:
+    """The scores of some places of a batch, [b], each row at its sigma; a level is read and scored at once."""
+    rows, noise = rows[places], noise[places]
+    found, order = [], []
+    for sigma in noise.unique().tolist():
+        at = (noise == sigma).nonzero().flatten()
+        asked = [table.prompts[int(row)] for row in rows[at]]
+        found.append(student.score(table.media(sigma, rows[at]), asked, sigma=sigma).scores)
+        order.append(at)
+    return found[0] if len(found) == 1 else torch.cat(found)[torch.cat(order).argsort().to(found[0].device)]
+
+
+def _carry(network: nn.Module, folder: Path, bank: StudentBank) -> None:
     """Give the network the weights of the noisiest level that is done."""
     if not bank.levels:
         return
@@ -317,7 +355,7 @@ def _carry(network: nn.Module, base: Mapping[str, Tensor], folder: Path, bank: S
     path = folder / last.file
     if not path.is_file() or file_sha256(path) != last.sha256:
         raise ConfigError(f"{path}: is missing or damaged, and training cannot go on from it; begin anew")
-    network.load_state_dict({**base, **load_file(path)})
+    network.load_state_dict({**network.state_dict(), **load_file(path)})
 
 
 def _write_changed(network: nn.Module, base: Mapping[str, Tensor], folder: Path, sigma: float) -> str:
@@ -327,7 +365,7 @@ def _write_changed(network: nn.Module, base: Mapping[str, Tensor], folder: Path,
     changed = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in network.state_dict().items()
-        if not torch.equal(tensor, base[name])
+        if (own := name.replace(_WRAPPED, ".")) not in base or not torch.equal(tensor, base[own])
     }
     name = f"sigma_{sigma:.6g}.safetensors"
     aside = folder / f".{name}.writing"

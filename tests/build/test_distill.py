@@ -187,6 +187,19 @@ def test_a_latent_student_is_taught_by_a_reward_without_weights(tmp_path: Path):
     assert "students latents, guided + conditional" in judges
 
 
+def test_students_that_add_to_their_teacher_are_told_apart_by_kind(tmp_path: Path):
+    made = {"lora": "{kind: lora, rank: 2, targets: [q_proj]}", "one": "{kind: modulated, hidden: 8, replay: 0.5}"}
+    config = small(tmp_path, *(f"students.{name}={text}" for name, text in made.items()), "evaluation.pictures=0")
+    alone = config.model_copy(update={"students": {name: config.students[name] for name in made}})
+    run_distill(prepare_distill(alone), STAGES)
+    lora, one = (read_bank(tmp_path / "students" / name) for name in made)
+    assert (lora.kind, one.kind) == ("lora", "modulated")
+    assert (lora.network or {})["rank"] == 2
+    assert one.recipe["replay"] == 0.5
+    assert len({level.file for level in one.levels}) == 1
+    assert len({level.file for level in lora.levels}) == 2
+
+
 def test_a_bank_says_what_each_level_is_handed(done: Path):
     assert [level.reading for level in read_bank(done / "students/conditional").levels] == [
         Reading(("conditional",))
