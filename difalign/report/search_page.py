@@ -145,14 +145,16 @@ def _costs(found: SearchRun) -> list[dict[str, str]]:
         whole, ahead = counted[key], planned[key]
         if whole is None and ahead is None:
             continue
-        exact = key not in ("tflops", "seconds") and None not in (whole, ahead)
+        verdict = ""
+        if whole is not None and ahead is not None and key not in ("tflops", "seconds"):
+            verdict = "exactly" if whole == ahead * done else "differs"
         rows.append(
             {
                 "name": name,
                 "planned": words.compact(ahead),
                 "counted": words.compact(None if whole is None or not done else whole / done),
                 "total": words.compact(whole),
-                "verdict": "" if not exact else ("exactly" if whole == ahead * done else "differs"),
+                "verdict": verdict,
             }
         )
     return rows

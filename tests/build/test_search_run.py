@@ -185,8 +185,6 @@ def test_prompts_in_flight_go_on_after_their_last_stage(whole: Path, tmp_path: P
     hook = network.register_forward_pre_hook(
         lambda _module, _arguments, named: rows.append(named["hidden_states"].shape[0]), with_kwargs=True
     )
-        lambda *given: rows.append(given[2]["hidden_states"].shape[0]), with_kwargs=True
-    )
     searched(tmp_path / "out", resume=True)
     hook.remove()
     assert sum(rows) == 1 + 2 * 2  # one to see what a row costs; two survivors, two steps left

@@ -73,11 +73,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path):
     result = RUNNER.invoke(app, ["search", *arguments, "--guidance", "1", "--dry-run", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "out").exists()
-    rows = {
-        line.split("  ")[1].strip() or line.split("  ")[2].strip(): line.split()
-        for line in result.stdout.splitlines()
-        if "  " in line
-    }
+    named = (line.strip() for line in result.stdout.splitlines())
+    rows = {line.split("  ")[0]: line.split() for line in named}
     assert rows["evaluations of the network (NFE)"][-2:] == ["12", "12"]
     assert rows["decodes"][-1] == "6"
     assert rows["of which previews"][-1] == "4"
