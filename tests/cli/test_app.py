@@ -27,7 +27,8 @@ def output(*arguments: str) -> str:
 def test_help_names_every_command():
     text = output("--help")
     assert all(
-        name in text for name in ("train", "plan", "score", "status", "doctor", "config", "pipelines", "rewards")
+        name in text
+        for name in ("train", "plan", "search", "score", "status", "doctor", "config", "pipelines", "rewards")
     )
     assert all(name in output("config", "--help") for name in ("show", "validate", "schema", "diff"))
 
@@ -67,7 +68,7 @@ def test_validate_says_what_a_rollout_is(monkeypatch: pytest.MonkeyPatch, tmp_pa
     from difalign.build import preflight
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preflight, "_weights", lambda pipeline: iter(()))
+    monkeypatch.setattr(preflight, "pipeline_weight_problems", lambda pipeline: iter(()))
     text = output("config", "validate", "sampling.prompts_per_update=3", "training.updates_per_rollout=2")
     assert text.startswith("ok: tiny-sd3 with verifier; a rollout is 6 of ")
 

@@ -8,6 +8,8 @@ import pytest
 
 from difalign.build.cards import list_pipelines, list_rewards, load_pipeline_card, load_reward_card, reward_options
 from difalign.build.definitions import find_file
+from difalign.build.search_preflight import prepare_search
+from difalign.build.search_settings import SearchSettings, find_defaults
 from difalign.build.targets import resolve_target
 from difalign.core.overrides import load_config
 from difalign.core.prompts import read_prompts
@@ -54,6 +56,17 @@ def test_config_builds(file: Path):
     train = read_prompts(find_file(config.prompts.train))
     heldout = read_prompts(find_file(config.prompts.heldout))
     assert not {prompt.text for prompt in train} & {prompt.text for prompt in heldout}
+
+
+@pytest.mark.parametrize("file", yaml_files("configs/search"), ids=relative)
+def test_defaults_of_a_search_are_a_search(file: Path):
+    name = file.stem.replace("_", "-")
+    assert name in {found.card.name for found in list_pipelines()}
+    inputs = prepare_search(SearchSettings(pipeline=name, prompt=("two red circles",), dry_run=True))
+    assert (inputs.method, inputs.budget["candidates"]) == (find_defaults(name).method, find_defaults(name).candidates)
+    for judged, judge in find_defaults(name).previews.items():
+        assert load_reward_card(judged).card.name
+        assert load_reward_card(judge).card.name
 
 
 def test_defaults_build():
