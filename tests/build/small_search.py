@@ -14,6 +14,7 @@ from difalign.report.search_records import read_results, read_scores
 PROMPTS = ("two red circles", "a blue square", "a green triangle")
 SMALL: dict[str, Any] = {
     "prompt": PROMPTS,
+    "reward": "verifier",
     "steps": 4,
     "guidance": 1.0,
     "n": 4,
@@ -24,7 +25,7 @@ SMALL: dict[str, Any] = {
 ARGUMENTS = (
     *(word for prompt in PROMPTS for word in ("--prompt", prompt)),
     *("--steps", "4", "--guidance", "1", "--n", "4", "--method", "pruned", "--stages", "0.7:0.5"),
-    *("--prompts-in-flight", "2", "--quiet"),
+    *("--reward", "verifier", "--prompts-in-flight", "2", "--quiet"),
 )  # the same on the command line
 
 

@@ -251,3 +251,14 @@ def test_published_accounting_starts_more_and_rounds_halves_to_even():
     assert published.plan.candidates > exact.plan.candidates
     assert (exact.walk.rounding.__name__, published.method.rounding.__name__) == ("half_up", "half_even")
     assert exact.plan.cost.nfe <= 60 < published.plan.cost.nfe
+
+
+def test_the_shipped_bank_looks_at_latents_that_nobody_decodes(tmp_path: Path):
+    changes = {"prompt": PROMPTS[:1], "reward": None, "stages": None, "steps": 16}
+    searched(tmp_path / "out", **changes)
+    (line,) = read_results(tmp_path / "out")
+    scores = read_scores(tmp_path / "out" / line.folder)
+    assert {(look.judge, look.decoded) for look in scores.looks} == {("tiny-noise-aware", False)}
+    assert line.cost.decodes == len(scores.finish.index)
+    assert line.cost.previews == sum(len(look.index) for look in scores.looks) > 0
+    assert all((tmp_path / "out" / line.folder / look.sheet).is_file() for look in scores.looks)

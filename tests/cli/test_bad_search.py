@@ -56,7 +56,7 @@ CASES = [
     search("somebody's folder", ("--resume",), "not of a search", "never overwritten", files={"out/a.txt": "mine"}),
     search("a file", (), "is not a folder", files={"out": "mine"}),
     search("the same twice", _PROMPT, "is given twice", "remove one"),
-    search("beyond the reward", ("--prompt", "a cat"), "reward 'verifier' cannot score 'a cat'"),
+    search("beyond the reward", ("--prompt", "a cat"), "reward 'tiny-clip' cannot score 'a cat'"),
     search("two sources of prompts", ("--prompts", "p.txt"), "both given", files={"p.txt": "a red circle\n"}),
     Bad("no prompts", ("search", *_OUT), ("neither given", "give a file, or one or more texts")),
     Bad("no folder", ("search", *_PROMPT), ("--out: is missing", "--dry-run")),

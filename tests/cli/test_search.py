@@ -43,9 +43,10 @@ def test_one_prompt_and_a_folder_are_enough(monkeypatch: pytest.MonkeyPatch, tmp
     arguments = ("--prompt", "two red circles")
     result, (inputs,) = invoke(*arguments, outcome=Outcome(RUN, (), 0), monkeypatch=monkeypatch, folder=tmp_path)
     assert result.exit_code == 0, result.output
-    assert (inputs.pipeline.card.name, inputs.method, list(inputs.rewards)) == ("tiny-sd3", "pruned", ["verifier"])
+    assert (inputs.pipeline.card.name, inputs.method, list(inputs.rewards)) == ("tiny-sd3", "pruned", ["tiny-clip"])
+    assert inputs.previewed_by == "tiny-noise-aware"
     assert inputs.stages
-    assert inputs.budget == {"candidates": 8}
+    assert inputs.budget == {"candidates": 24}
 
 
 def test_prompts_without_a_winner_are_listed_and_make_the_exit_code_3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -70,6 +71,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path):
     arguments = ("--prompt", "two red circles", "--steps", "4", "--n", "4", "--stages", "0.7:0.5", "--micro-batch", "4")
+    arguments += ("--reward", "verifier")
     result = RUNNER.invoke(app, ["search", *arguments, "--guidance", "1", "--dry-run", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "out").exists()

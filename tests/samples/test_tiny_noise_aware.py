@@ -1,4 +1,4 @@
-"""The shipped noise-aware reward: finished pictures are its teacher's, and on the way it ranks better than its teacher."""
+"""The shipped noise-aware reward: its teacher's on finished pictures, and better than its teacher on the way."""
 
 from __future__ import annotations
 

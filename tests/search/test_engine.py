@@ -338,6 +338,7 @@ def test_pictures_of_a_judge_of_latents_are_of_its_first_source():
         for sources in (("conditional", "state"), ("conditional",))
     )
     assert first.pictures is not None
+    assert alone.pictures is not None
     assert torch.equal(first.pictures, alone.pictures)
 
 
