@@ -322,7 +322,7 @@ def test_the_branches_of_a_look_are_what_the_network_predicted_there():
         method = pruned((Stage(1.0, step=3, branch=branch),))
         seen[branch] = run(method, pipeline=pipeline, preview=judge, branches=2, keep_pictures=True).found[2].looks[0]
     x, grid = start(pipeline, PROMPTS, count=N, seed=0).latents[-N:], pipeline.grid(T)
-    condition = pipeline.encode([PROMPTS[2]] * N)
+    condition, clean = pipeline.encode([PROMPTS[2]] * N), {}
     for step in range(4):
         shown = pipeline.predict_branches(x, grid.model_time[step].repeat(N), condition)
         clean = {name: x - grid.sigma[step] * getattr(shown, name) for name in ("guided", "conditional")}
