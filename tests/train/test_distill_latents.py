@@ -61,7 +61,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "latent_student.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("turned", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_it_learns_the_best_score_there_is(tmp_path: Path, turned: bool):
     """By a teacher without weights. Turned: the prompt decides the sign, so it must have been read."""
     reward = teach(tmp_path, lessons(8192, turned=turned), LEARNS)
