@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,7 @@ from difalign.pipelines.text_condition import TextCondition
 from difalign.pipelines.tuning import Tuning
 
 
-class Adapter:
+class Adapter(ABC):
     """A diffusers pipeline, the process that moves its states, guidance, and what of its denoiser is trained.
 
     Siblings, which the ``with_`` methods return, share modules, adapters and prompt cache.
@@ -112,9 +113,9 @@ class Adapter:
         """The network's output after guidance, [N, C, h, w] float32; see ``predict_branches``."""
         return self.predict_branches(x, model_time, condition).guided
 
+    @abstractmethod
     def predict_branches(self, x: Tensor, model_time: Tensor, condition: Condition) -> Branches:
         """What the network predicts, with guidance and without; each family's own."""
-        raise NotImplementedError
 
     def clear_prompt_cache(self) -> None:
         """Forget all prompt embeddings; conditions handed out stay valid."""
